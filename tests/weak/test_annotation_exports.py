@@ -65,24 +65,15 @@ ARGILLA = [
 ]
 ARGILLA_FLAT = [
     {
-        "id": "a",
-        "text": "good",
-        "label.responses": ["pos", "neg"],
-        "label.responses.users": ["u1", "u2"],
-        "label.responses.status": ["submitted", "discarded"],
-        "label.suggestion": "neg",
-        "label.suggestion.score": 0.6,
-        "label.suggestion.agent": "gpt",
+        "id": "a", "text": "good", "label.responses": ["pos", "neg"], "label.responses.users": ["u1", "u2"],
+        "label.responses.status": ["submitted", "discarded"], "label.suggestion": "neg",
+        "label.suggestion.score": 0.6, "label.suggestion.agent": "gpt",
     },
     {
-        "id": "b",
-        "text": "bad",
-        "label.responses": ["neg"],
-        "label.responses.users": ["u1"],
-        "label.responses.status": ["draft"],
-        "label.suggestion": None,
+        "id": "b", "text": "bad", "label.responses": ["neg"], "label.responses.users": ["u1"],
+        "label.responses.status": ["draft"], "label.suggestion": None,
     },
-]
+]  # fmt: skip
 ARGILLA_COLUMNS = [
     {
         "external_id": "a",
@@ -95,24 +86,15 @@ ARGILLA_COLUMNS = [
 ]
 ARGILLA_0 = [
     {
-        "id": "a",
-        "text": "good",
+        "id": "a", "text": "good",
         "prediction": [{"label": "pos", "score": 0.4}, {"label": "neg", "score": 0.6}],
-        "prediction_agent": "gpt",
-        "annotation": "pos",
-        "annotation_agent": "u1",
-        "status": "Validated",
+        "prediction_agent": "gpt", "annotation": "pos", "annotation_agent": "u1", "status": "Validated",
     },
     {
-        "id": "b",
-        "text": "bad",
-        "prediction": None,
-        "prediction_agent": None,
-        "annotation": "neg",
-        "annotation_agent": "u1",
-        "status": "Discarded",
+        "id": "b", "text": "bad", "prediction": None, "prediction_agent": None, "annotation": "neg",
+        "annotation_agent": "u1", "status": "Discarded",
     },
-]
+]  # fmt: skip
 PRODIGY = [
     {"text": "good", "_input_hash": 7, "label": "pos", "answer": "accept", "_annotator_id": "d-ann"},
     {"text": "bad", "_input_hash": 8, "label": "pos", "answer": "reject", "_annotator_id": "d-ann"},
@@ -178,13 +160,14 @@ CASES = {
         {("1", "ann", "pos"), ("2", "bob", "neg"), ("3", "ann", "neg")},
         {"no answer": 1},
     ),
-    "Argilla 2, nested": (ARGILLA, {("a", "u1", "pos"), GPT}, {"discarded": 1, "draft": 1, "no answer": 1}),
-    "Argilla 2, flat": (
-        ARGILLA_FLAT,
-        {("a", "u1", "pos"), GPT},
-        {"discarded": 1, "draft": 1, "no answer": 1},
-    ),
-    "Argilla 1": (ARGILLA_COLUMNS, {("a", "u1", "pos"), GPT}, {"discarded": 1, "draft": 1, "no answer": 1}),
+    **{
+        name: (content, {("a", "u1", "pos"), GPT}, {"discarded": 1, "draft": 1, "no answer": 1})
+        for name, content in (
+            ("Argilla 2, nested", ARGILLA),
+            ("Argilla 2, flat", ARGILLA_FLAT),
+            ("Argilla 1", ARGILLA_COLUMNS),
+        )
+    },
     "Argilla 0": (ARGILLA_0, {("a", "u1", "pos"), GPT}, {"discarded": 1, "no answer": 1}),
     "Prodigy, binary": (
         PRODIGY,

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hesstune.checks import parse_number
+from hesstune.checks import parse_number, parse_rate
 from hesstune.errors import DataError, cut, listed
 from hesstune.storage.columns import CsvTable, is_missing, json_cell
+from hesstune.storage.files import is_file
 
 Record = Mapping[str, Any]
 TEXT_KEYS = ("text", "data", "sentence", "document", "content")
@@ -26,17 +27,9 @@ NOBODY = "annotator"
 FIRST_SECOND, LAST_SECOND = 1e8, 1e11
 # Time zones that tools write as letters, in hours.
 ZONES = {
-    "UTC": 0,
-    "GMT": 0,
-    "EST": -5,
-    "EDT": -4,
-    "CST": -6,
-    "CDT": -5,
-    "MST": -7,
-    "MDT": -6,
-    "PST": -8,
+    "UTC": 0, "GMT": 0, "EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8,
     "PDT": -7,
-}
+}  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -62,66 +55,47 @@ def seconds_of(text: str) -> float | None:
     except ValueError:
         from dateutil import parser  # type: ignore[import-untyped]
 
-        zones = {name: hours * 3600 for name, hours in ZONES.items()}
         try:
-            found = parser.parse(text, tzinfos=zones)
+            found = parser.parse(text, tzinfos={name: hours * 3600 for name, hours in ZONES.items()})
         except (ValueError, OverflowError, TypeError):
             return None
-    if found.tzinfo is None:
-        found = found.replace(tzinfo=dt.UTC)
     try:
-        return found.timestamp()
+        return (found if found.tzinfo else found.replace(tzinfo=dt.UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
 
 
 class Answer(NamedTuple):
-    """One answer of an annotator.
+    """One answer of an annotator."""
 
-    Attributes:
-        example: The example's id.
-        annotator: Who answered: a person, a model or a labeling function.
-        label: The class.
-        time: When, as the tool writes it; the newest answer of an annotator on an example counts.
-        confidence: The probability that the annotator gave the class, or None.
-        against: Whether the answer says that the example is not of this class.
-    """
-
-    example: str
-    annotator: str
-    label: str
-    time: str = ""
-    confidence: float | None = None
-    against: bool = False
+    example: str  # the example's id
+    annotator: str  # who answered: a person, a model or a labeling function
+    label: str  # the class
+    time: str = ""  # when, as the tool writes it; the newest answer of an annotator on an example counts
+    confidence: float | None = None  # the probability that the annotator gave the class, or None
+    against: bool = False  # whether the answer says that the example is not of this class
 
 
 @dataclass
 class Export:
-    """What an export holds.
+    """What an export holds."""
 
-    Attributes:
-        tool: The tool's name.
-        answers: The answers that count, one for each annotator and example.
-        examples: Ids of all examples, also of those without an answer, in their order.
-        texts: {id: text}, if the export has texts.
-        images: {id: path or address of the image}, if it has images.
-        parts: {id: name of the part}, if the export has parts, such as train and valid.
-        checked: {id: class} of examples that the export marks as checked by a person (ground truth, golden).
-        true: {id: class}, for evaluation only.
-        left_out: How many answers or examples do not count, by reason.
-        notes: What was guessed, in sentences.
-    """
-
-    tool: str
+    tool: str  # the tool's name
+    # The answers that count, one for each annotator and example
     answers: list[Answer] = field(default_factory=list)
+    # Ids of all examples, also of those without an answer, in their order
     examples: dict[str, None] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)  # {id: text}, if the export has texts
+    # {id: path or address of the image}, if it has images
     images: dict[str, str] = field(default_factory=dict)
+    # {id: name of the part}, if the export has parts, such as train and valid
     parts: dict[str, str] = field(default_factory=dict)
+    # {id: class} of examples that the export marks as checked by a person (ground truth, golden)
     checked: dict[str, str] = field(default_factory=dict)
-    true: dict[str, str] = field(default_factory=dict)
+    true: dict[str, str] = field(default_factory=dict)  # {id: class}, for evaluation only
+    # How many answers or examples do not count, by reason
     left_out: Counter[str] = field(default_factory=Counter)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was guessed, in sentences
 
     def add_example(self, example: str, inputs: Record) -> None:
         """Add an example and its text or image."""
@@ -132,12 +106,16 @@ class Export:
                 found[example] = value
                 return
 
-    def add(self, example: str, annotator: Any, label: Any, **more: Any) -> None:
-        """Add an answer; one without a class is counted as empty.
-
-        Raises:
-            DataError: If the answer has several classes, or is no class.
-        """
+    def add(
+        self,
+        example: str,
+        annotator: Any,
+        label: Any,
+        time: str = "",
+        confidence: float | None = None,
+        against: bool = False,
+    ) -> None:
+        """Add an answer; one without a class is counted as empty, and several classes raise DataError."""
         who = "" if annotator is None else cell(annotator)
         if isinstance(label, list | tuple):
             label = label[0] if len(label) == 1 else label or None
@@ -150,7 +128,7 @@ class Export:
         if is_missing(text):
             self.left_out["answers are empty"] += 1
         else:
-            self.answers.append(Answer(example, who or NOBODY, text, **more))
+            self.answers.append(Answer(example, who or NOBODY, text, time, confidence, against))
 
     def finish(self) -> Export:
         """Keep each annotator's newest answer on an example; use answers against a class if one is left."""
@@ -182,7 +160,9 @@ class Export:
             elif key not in kept:
                 self.left_out["answers reject a class and leave none or several others"] += len(excluded)
         self.answers = list(kept.values())
-        self.count_unanswered()
+        answered = {answer.example for answer in self.answers} | self.checked.keys()
+        self.left_out["examples have no answer"] = len(self.examples.keys() - answered)
+        self.left_out += Counter()  # drops zeros
         return self
 
     def _by_time(self) -> list[Answer]:
@@ -190,21 +170,10 @@ class Export:
         of_one: dict[tuple[str, str], list[Answer]] = {}
         for answer in self.answers:
             of_one.setdefault((answer.example, answer.annotator), []).append(answer)
-        ordered = []
         for answers in of_one.values():
-            times = [seconds_of(answer.time) for answer in answers] if len(answers) > 1 else [None]
-            order = list(range(len(answers)))
-            known = [time for time in times if time is not None]
-            if len(known) == len(answers):
-                order = sorted(order, key=known.__getitem__)
-            ordered += [answers[at] for at in order]
-        return ordered
-
-    def count_unanswered(self) -> None:
-        """Count the examples without an answer, and drop reasons that no answer has."""
-        answered = {answer.example for answer in self.answers}
-        self.left_out["examples have no answer"] = len(self.examples.keys() - answered - self.checked.keys())
-        self.left_out += Counter()  # drops zeros
+            if len(answers) > 1 and None not in map(seconds_of, (answer.time for answer in answers)):
+                answers.sort(key=lambda answer: seconds_of(answer.time) or 0.0)
+        return [answer for answers in of_one.values() for answer in answers]
 
     def examples_table(self, name: str) -> CsvTable:
         """Return the examples as a table: id, text or image if every example has one, true_label if known."""
@@ -215,7 +184,7 @@ class Export:
             columns["text"] = [self.texts[example] for example in ids]
         elif self.images.keys() == self.examples.keys():
             images = [self.images[example] for example in ids]
-            if all(_is_file(folder / image) for image in images):
+            if all(is_file(folder / image) for image in images):
                 columns["image"] = images
         if self.parts:
             columns["split"] = [self.parts.get(example, "train") for example in ids]
@@ -250,21 +219,11 @@ class Export:
         return [read, *self.notes, *(checked if self.checked else []), *left]
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, or with a NUL
-        return False
-
-
 def merged(exports: Mapping[str, Export]) -> Export:
-    """Return the answers of several files of one tool as one export.
+    """Return the answers of several files of one tool, {path below a folder: what it holds}, as one export.
 
     Files that share examples are annotators, if they name none. Files that share none are parts of a data
     set, and the names of examples begin with the part's.
-
-    Args:
-        exports: {name: what the file of this name holds}; names are paths below a folder.
     """
     found = Export(next(iter(exports.values())).tool)
     counts = Counter(example for export in exports.values() for example in export.examples)
@@ -310,36 +269,14 @@ def cell(value: Any) -> str:
 
 def probability(value: Any) -> float | None:
     """Return a probability above 0, or None: tools write 0 if a model gave none."""
-    number = parse_number(cell(value))
+    number = parse_rate(cell(value))
     return number if number is not None and 0 < number <= 1 else None
-
-
-def one_question(found: Mapping[str, Any], asked: str | None, what: str) -> str:
-    """Return the only question of an export, or the one that was asked for.
-
-    Raises:
-        DataError: If there are several or none, or not the one that was asked for.
-    """
-    if asked is not None:
-        if asked not in found:
-            raise DataError(f"there is no {what} '{cut(asked)}'; there are {listed(found) or 'none'}")
-        return asked
-    if len(found) != 1:
-        has = f"several {what}s ({listed(found)})" if found else f"no {what} with one class an example"
-        raise DataError(f"the export has {has}; name one with --label-column")
-    return next(iter(found))
-
-
-def is_class_like(values: set[str], rows: int) -> bool:
-    """Return whether cells with these distinct values can be classes: there are few of them."""
-    return bool(values) and len(values) <= max(2, rows // 2)
 
 
 def parsed(value: Any) -> Any:
     """Return the list or object that a text holds as JSON or as Python writes it; other values as they are.
 
-    Raises:
-        DataError: If the text is a list as numpy writes it, which does not separate its items.
+    A list as numpy writes it, which does not separate its items, raises DataError.
     """
     text = value.strip() if isinstance(value, str) else ""
     if text[:1] not in ("[", "{") or text[-1:] not in ("]", "}"):

@@ -1,30 +1,113 @@
-"""Readers of annotation tools' exports: Label Studio, Argilla, Prodigy, doccano, CVAT, datumaro and Roboflow.
+"""Readers of the exports of annotation tools, crowds and benchmarks.
 
-Each takes what a file holds, and the question that is asked for if there are several; it returns the answers.
+A reader yields a `Row` for each answer. `Tool` says which records are a tool's, and `read_tool` keeps the
+answers to one question.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from hesstune.errors import DataError, cut
+from hesstune.checks import parse_number
+from hesstune.errors import DataError, cut, listed
 from hesstune.storage.columns import is_missing
 from hesstune.weak.export_answers import (
     IMAGE_KEYS,
+    NOBODY,
     TEXT_KEYS,
-    Answer,
     Export,
     Record,
     cell,
-    is_class_like,
-    one_question,
     parsed,
     probability,
 )
+
+# So many records show which tool wrote an export.
+SHOWN = 200
+
+
+class Row(NamedTuple):
+    """An answer to a question; `left` says why it does not count, "" if it does."""
+
+    question: str
+    example: str
+    annotator: Any
+    label: Any
+    time: str = ""
+    confidence: float | None = None
+    against: bool = False
+    left: str = ""
+
+
+Rows = Iterable[Row]
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool: its name, whether records with these keys are its own, their reader, the name of a question."""
+
+    name: str
+    fits: Callable[[Any, set[str]], bool]
+    read: Callable[[Export, Any, str | None], Rows]
+    question: str = ""
+
+
+def tool_of(content: Any) -> Tool | None:
+    """Return the tool that wrote a list of objects or one object; None for a plain table."""
+    if isinstance(content, dict):
+        return next((tool for tool in DOCUMENTS if tool.fits(content, set(content))), None)
+    if not content or not isinstance(content, list) or not all(isinstance(own, Mapping) for own in content):
+        return None
+    shown = content[:SHOWN]
+    keys = {str(key) for record in shown for key in record}
+    return next((tool for tool in TOOLS if tool.fits(shown, keys)), None)
+
+
+def read_tool(tool: Tool, content: Any, asked: str | None) -> Export:
+    """Return the answers that count, to the only question or the one that is asked for."""
+    export = Export(tool.name)
+    rows = list(tool.read(export, content, asked))
+    question = (
+        one_question({row.question: None for row in rows}, asked, tool.question) if tool.question else ""
+    )
+    for row in rows:
+        if row.question == question and row.left:
+            export.left_out[row.left] += 1
+        elif row.question == question:
+            export.add(row.example, row.annotator, row.label, row.time, row.confidence, row.against)
+    return export.finish()
+
+
+def one_question(found: Mapping[str, Any], asked: str | None, what: str) -> str:
+    """Return the question that is asked for, or the only one; DataError if there are several, or none."""
+    if asked is not None:
+        if asked not in found:
+            raise DataError(f"there is no {what} '{cut(asked)}'; there are {listed(found) or 'none'}")
+        return asked
+    if len(found) != 1:
+        has = f"several {what}s ({listed(found)})" if found else f"no {what} with one class an example"
+        raise DataError(f"the export has {has}; name one with --label-column")
+    return next(iter(found))
+
+
+def _is_class_like(values: set[str], rows: int) -> bool:
+    return bool(values) and len(values) <= max(2, rows // 2)
+
+
+def _asked(asked: str | None, prefix: str) -> str | None:
+    return asked.removeprefix(prefix) if asked else None
+
+
+def _class_like(records: Sequence[Record], prefix: str, names: Iterable[str]) -> list[str]:
+    """Return the questions whose answers can be classes: they have few values."""
+    values = {name: {cell(record.get(prefix + name)) for record in records} - {""} for name in names}
+    return [name for name, own in values.items() if _is_class_like(own, len(records))]
+
 
 # Label Studio
 
@@ -37,140 +120,122 @@ STUDIO = frozenset({
 })  # fmt: skip
 
 
-def label_studio(records: Sequence[Record], asked: str | None) -> Export:
+def _person(by: Any) -> Any:
+    return (by.get("email") or by.get("id")) if isinstance(by, dict) else by
+
+
+def _changed(record: Record) -> str:
+    return cell(record.get("updated_at") or record.get("created_at"))
+
+
+def label_studio(export: Export, tasks: Sequence[Record], asked: str | None) -> Rows:
     """Read JSON: tasks with annotations by people and predictions of models."""
-    export = Export("Label Studio")
-    rows: list[tuple[str, str, Any, Answer]] = []  # control, the class or classes, and the answer
-    for at, task in enumerate(records):
+    for at, task in enumerate(tasks):
         example = cell(task.get("id", at))
         export.add_example(example, task.get("data") or {})
         export.left_out["answers are drafts"] += len(task.get("drafts") or [])
         for annotation in [*(task.get("annotations") or []), *(task.get("completions") or [])]:
-            by = annotation.get("completed_by")
-            by = (by.get("email") or by.get("id")) if isinstance(by, dict) else by
             if annotation.get("was_cancelled") or annotation.get("skipped"):
                 export.left_out["answers were cancelled"] += 1
                 continue
             choices = _choices(annotation)
             export.left_out["answers are empty"] += not choices
-            time = str(annotation.get("updated_at") or annotation.get("created_at") or "")
             for control, label in choices.items():
-                rows.append((control, label, by, Answer(example, "", "", time)))
+                yield Row(
+                    control, example, _person(annotation.get("completed_by")), label, _changed(annotation)
+                )
                 if annotation.get("ground_truth") and (asked or control) == control:
                     export.checked[example] = cell(label[0] if len(label) == 1 else "")
         for prediction in task.get("predictions") or []:
             if not isinstance(prediction, dict):
                 export.left_out["predictions are exported by their number only"] += 1
                 continue
-            time = str(prediction.get("updated_at") or prediction.get("created_at") or "")
-            by = prediction.get("model_version") or "prediction"
-            answer = Answer(example, "", "", time, probability(prediction.get("score")))
-            rows += [(control, label, by, answer) for control, label in _choices(prediction).items()]
-    control = one_question(dict.fromkeys(row[0] for row in rows), asked, "control")
-    for own, label, by, answer in rows:
-        if own == control:
-            export.add(answer.example, by, label, time=answer.time, confidence=answer.confidence)
-    return export
+            by, score = prediction.get("model_version") or "prediction", probability(prediction.get("score"))
+            for control, label in _choices(prediction).items():
+                yield Row(control, example, by, label, _changed(prediction), score)
 
 
-def _choices(annotation: Record) -> dict[str, Any]:
-    """Return {control: class} of an annotation; several classes of one control stay a list."""
-    found: dict[str, Any] = {}
+def _choices(annotation: Record) -> dict[str, list[Any]]:
+    """Return {control: classes} of an annotation."""
+    found: dict[str, list[Any]] = {}
     for item in annotation.get("result") or []:
         value = item.get("value") or {}
         kind = next((kind for kind in CLASS_KINDS if value.get(kind) not in (None, [], "")), None)
-        if kind is None:
-            continue
-        control = str(item.get("from_name"))
-        labels = value[kind] if isinstance(value[kind], list) else [value[kind]]
-        found[control] = [*found.get(control, []), *labels]
+        if kind is not None:
+            labels = value[kind] if isinstance(value[kind], list) else [value[kind]]
+            found.setdefault(str(item.get("from_name")), []).extend(labels)
     return found
 
 
-def label_studio_flat(records: Sequence[Record], asked: str | None) -> Export:
+def label_studio_flat(export: Export, records: Sequence[Record], asked: str | None) -> Rows:
     """Read JSON-MIN, CSV and TSV: one row for each annotation, and one for each task without any."""
-    export = Export("Label Studio")
-    answered = [r for r in records if not is_missing(cell(r.get("annotation_id")))]
-    control = _control(records, answered, asked)
-    for record in records:
-        export.add_example(cell(record.get("id")), record)
-    for record in answered:
+    is_answer = [not is_missing(cell(record.get("annotation_id"))) for record in records]
+    control = _control(records, is_answer, asked)
+    for record, answered in zip(records, is_answer, strict=True):
+        example = cell(record.get("id"))
+        export.add_example(example, record)
+        if not answered:
+            continue
         if cell(record.get("was_cancelled")).lower() in ("true", "1"):
             export.left_out["answers were cancelled"] += 1
             continue
         value = parsed(record.get(control))
         if isinstance(value, dict):
             value = value.get("choices", value)
-        time = cell(record.get("updated_at") or record.get("created_at"))
         by = record.get("annotator") or record.get("created_username") or record.get("completed_by")
-        by = (by.get("email") or by.get("id")) if isinstance(by, dict) else by
-        export.add(cell(record.get("id")), by, value, time=time)
+        yield Row("", example, _person(by), value, _changed(record))
         if cell(record.get("ground_truth")).lower() in ("true", "1"):
-            export.checked[cell(record.get("id"))] = cell(value)
-    return export
+            export.checked[example] = cell(value)
 
 
-def _control(records: Sequence[Record], answered: Sequence[Record], asked: str | None) -> str:
+def _control(records: Sequence[Record], is_answer: Sequence[bool], asked: str | None) -> str:
     """Return the column of answers: few classes, which tasks without an annotation do not have."""
-    rest = [r for r in records if is_missing(cell(r.get("annotation_id")))]
+    answered = [record for record, own in zip(records, is_answer, strict=True) if own]
+    rest = [record for record, own in zip(records, is_answer, strict=True) if not own]
     names = dict.fromkeys(key for record in answered for key in record if key not in STUDIO)
     if asked in names:
         return str(asked)
     controls: dict[str, set[str]] = {}
     for name in names:
-        values = {own for r in answered if not is_missing(own := _cell_or_json(r.get(name)))}
-        if not any(cell(r.get(name)) for r in rest) and is_class_like(values, len(answered)):
+        cells = (json.dumps(v) if isinstance(v := r.get(name), dict | list) else cell(v) for r in answered)
+        values = {own for own in cells if not is_missing(own)}
+        if not any(cell(r.get(name)) for r in rest) and _is_class_like(values, len(answered)):
             controls[name] = values
     for key in TEXT_KEYS + IMAGE_KEYS:
         if len(controls) > 1:
             controls.pop(key, None)
     named = [name for name in ("choice", "sentiment", "label") if name in controls]
     if asked is None and len(controls) > 1 and len(named) == 1:
-        controls = {named[0]: controls[named[0]]}
+        return named[0]
     return one_question(controls, asked, "column of answers")
-
-
-def _cell_or_json(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict | list) else cell(value)
 
 
 # Argilla
 
 
-def argilla(records: Sequence[Record], asked: str | None) -> Export:
+def argilla(export: Export, records: Sequence[Record], asked: str | None) -> Rows:
     """Read records of Argilla 2 (nested and flat), of the FeedbackDataset of 1, and of version 0."""
-    export = Export("Argilla")
-    rows: list[tuple[str, str, Any, Any, Any]] = []  # question, example, annotator, label, status
-    models: list[tuple[str, str, Any, Any, Any]] = []  # question, example, model, label, score
+    unknown: dict[str, int] = {}
+    models: list[Row] = []
     for at, record in enumerate(records):
         example = cell(record.get("id") or record.get("external_id") or record.get("_server_id") or at)
         export.add_example(example, record.get("fields") or record.get("inputs") or record)
         for question, by, label, status in _argilla_responses(record):
-            rows.append((question, example, by, label, status))
+            counts = status in ("submitted", "Validated", None)
+            left = "" if counts else f"answers have the status {cut(status).lower()}"
+            yield Row(question, example, by, label, left=left)
+            unknown[question] = unknown.get(question, 0) + (status is None)
         for question, by, label, score in _argilla_suggestions(record):
-            models.append((question, example, by, label, score))
-    question = one_question({row[0]: None for row in [*rows, *models]}, asked, "question")
-    unknown = 0
-    for own, example, by, label, status in rows:
-        if own != question:
-            continue
-        if status in ("submitted", "Validated", None):
-            export.add(example, by, label)
-            unknown += status is None
-        else:
-            export.left_out[f"answers have the status {cut(status).lower()}"] += 1
-    for own, example, by, label, score in models:
-        if own == question:
-            export.add(example, by, label, confidence=probability(score))
-    if unknown:
+            models.append(Row(question, example, by, label, confidence=probability(score)))
+    yield from models
+    if count := unknown.get(asked, 0) if asked else max(unknown.values(), default=0):
         export.notes.append(
-            f"the export does not say whether {unknown:,} responses were submitted, so all of them count; "
+            f"the export does not say whether {count:,} responses were submitted, so all of them count; "
             "Argilla writes this if records are flattened: records.to_list(flatten=True), to_datasets()"
         )
-    return export
 
 
-def _argilla_responses(record: Record) -> Iterable[tuple[str, Any, Any, Any]]:
+def _argilla_responses(record: Record) -> Iterator[tuple[str, Any, Any, Any]]:
     """Yield (question, annotator, value, status) of a record."""
     if "annotation_agent" in record:
         if record.get("annotation") is not None:
@@ -180,13 +245,14 @@ def _argilla_responses(record: Record) -> Iterable[tuple[str, Any, Any, Any]]:
     for question, cells in (responses if isinstance(responses, dict) else record).items():
         answers = parsed(cells)
         if isinstance(answers, dict) and {"user_id", "value"} <= answers.keys():  # a column of lists
-            count = len(answers["value"])
-            status = answers.get("status") or [None] * count
+            status = answers.get("status") or [None] * len(answers["value"])
             for by, value, own in zip(answers["user_id"], answers["value"], status, strict=True):
                 yield question, by, value, own
         elif isinstance(answers, list) and all(isinstance(a, dict) and "value" in a for a in answers):
             for answer in answers:
-                yield question, answer.get("user_id"), _argilla_value(answer["value"]), answer.get("status")
+                value = answer["value"]  # version 1 also writes {"value": class}
+                value = value.get("value", value) if isinstance(value, dict) else value
+                yield question, answer.get("user_id"), value, answer.get("status")
         elif question.endswith(".responses") and isinstance(answers, list):
             users = parsed(record.get(f"{question}.users")) or [None] * len(answers)
             status = parsed(record.get(f"{question}.status")) or [None] * len(answers)
@@ -194,100 +260,117 @@ def _argilla_responses(record: Record) -> Iterable[tuple[str, Any, Any, Any]]:
                 yield question.removesuffix(".responses"), by, value, own
 
 
-def _argilla_value(value: Any) -> Any:
-    """Return the class of a response: version 1 also writes {"value": class}."""
-    return value.get("value", value) if isinstance(value, dict) else value
-
-
-def _argilla_suggestions(record: Record) -> Iterable[tuple[str, Any, Any, Any]]:
+def _argilla_suggestions(record: Record) -> Iterator[tuple[str, Any, Any, Any]]:
     """Yield (question, model, value, score) of a record."""
     if record.get("prediction") and "prediction_agent" in record:
         best = max(parsed(record["prediction"]), key=lambda p: p.get("score") or 0)
         yield "annotation", record["prediction_agent"] or "prediction", best.get("label"), best.get("score")
     suggestions = parsed(record.get("suggestions"))
-    if isinstance(suggestions, dict):
-        for question, own in suggestions.items():
-            if isinstance(own, dict) and own.get("value") is not None:
-                yield question, own.get("agent") or "suggestion", own["value"], own.get("score")
+    for question, own in suggestions.items() if isinstance(suggestions, dict) else ():
+        if isinstance(own, dict) and own.get("value") is not None:
+            yield question, own.get("agent") or "suggestion", own["value"], own.get("score")
     for key, value in record.items():
-        for suffix in (".suggestion", "-suggestion"):
-            if key.endswith(suffix) and not is_missing(cell(value)):
-                more = parsed(record.get(f"{key}-metadata")) or {}
-                agent = record.get(f"{key}.agent") or more.get("agent") or "suggestion"
-                yield key.removesuffix(suffix), agent, value, record.get(f"{key}.score", more.get("score"))
+        if key.endswith((".suggestion", "-suggestion")) and not is_missing(cell(value)):
+            more = parsed(record.get(f"{key}-metadata")) or {}
+            agent = record.get(f"{key}.agent") or more.get("agent") or "suggestion"
+            score = record.get(f"{key}.score", more.get("score"))
+            yield key[: -len(".suggestion")], agent, value, score
+
+
+def _is_argilla(records: Sequence[Record], keys: set[str]) -> bool:
+    def of_users(value: Any) -> bool:
+        if isinstance(value, str) and "user_id" not in value:
+            return False
+        value = parsed(value)
+        answers = value if isinstance(value, list) else [value]
+        return any(isinstance(v, dict) and {"user_id", "value"} <= v.keys() for v in answers)
+
+    nested = {"fields", "responses"} <= keys or {"annotation", "annotation_agent", "prediction"} <= keys
+    flat = any(key.endswith((".responses.users", ".responses.status")) for key in keys)
+    return nested or flat or any(of_users(value) for record in records for value in record.values())
 
 
 # Prodigy, doccano
 
-PRODIGY_ANSWERS = frozenset({"accept", "reject", "ignore"})
 
-
-def prodigy(records: Sequence[Record], asked: str | None) -> Export:
+def prodigy(export: Export, records: Sequence[Record], asked: str | None) -> Rows:
     """Read binary questions (a label to accept or reject) and choices (`options`, those accepted)."""
-    export = Export("Prodigy")
     for at, record in enumerate(records):
-        meta: Record = record.get("meta") or {}
-        named = (record.get("id"), meta.get("id"), record.get("_input_hash"))
-        example = next((cell(name) for name in named if name is not None), _inputs_of(record) or str(at))
+        named = (record.get("id"), (record.get("meta") or {}).get("id"), record.get("_input_hash"))
+        inputs = (record[key] for key in TEXT_KEYS + IMAGE_KEYS if isinstance(record.get(key), str))
+        example = next((cell(name) for name in named if name is not None), next(inputs, None) or str(at))
         export.add_example(example, record)
         by = record.get("_annotator_id") or record.get("_session_id")
-        time = cell(record.get("_timestamp"))
-        if record["answer"] == "ignore":
-            export.left_out["answers are 'ignore'"] += 1
-        elif "options" in record or isinstance(record.get("accept"), list):
-            if record["answer"] == "reject":
-                export.left_out["answers reject a choice"] += 1
-            else:
-                export.add(example, by, record.get("accept") or [], time=time)
-        else:
-            export.add(example, by, record.get("label"), time=time, against=record["answer"] == "reject")
-    return export
+        is_choice = "options" in record or isinstance(record.get("accept"), list)
+        rejects = record["answer"] == "reject"
+        left = "answers reject a choice" if is_choice and rejects else ""
+        left = "answers are 'ignore'" if record["answer"] == "ignore" else left
+        label = (record.get("accept") or []) if is_choice else record.get("label")
+        yield Row("", example, by, label, cell(record.get("_timestamp")), None, rejects, left)
 
 
-def _inputs_of(record: Record) -> str | None:
-    return next((record[key] for key in TEXT_KEYS + IMAGE_KEYS if isinstance(record.get(key), str)), None)
+def _is_prodigy(records: Sequence[Record], keys: set[str]) -> bool:
+    known = "answer" in keys and keys & {"label", "options", "accept", "_input_hash"}
+    return bool(known) and {cell(r.get("answer")) for r in records} <= {"accept", "reject", "ignore"}
 
 
-def doccano(records: Sequence[Record], asked: str | None) -> Export:
+def doccano(export: Export, records: Sequence[Record], asked: str | None) -> Rows:
     """Read JSON, JSON Lines and CSV: several labels are a list, or joined by #."""
-    export = Export("doccano")
     for at, record in enumerate(records):
-        example = cell(record.get("id", at))
+        example, labels = cell(record.get("id", at)), record.get("label", record.get("labels"))
         export.add_example(example, record)
-        labels = record.get("label", record.get("labels"))
         if isinstance(labels, str) and "#" in labels:
             labels = labels.split("#")
-        export.add(example, record.get("user") or record.get("annotator"), labels)
-    return export
+        yield Row("", example, record.get("user") or record.get("annotator"), labels)
+
+
+def _is_doccano(records: Sequence[Record], keys: set[str]) -> bool:
+    lists = any(isinstance(record.get(key), list) for record in records for key in ("label", "labels"))
+    return "id" in keys and (lists or {"data", "label"} <= keys)
 
 
 # Images
 
+SHAPES = "annotations are boxes, masks or other shapes"
 
-def datumaro(document: Record, asked: str | None) -> Export:
+
+def datumaro(export: Export, document: Record, asked: str | None) -> Rows:
     """Read the JSON of datumaro, which CVAT exports: annotations of type `label`."""
-    export = Export("datumaro")
     names = [entry["name"] for entry in document["categories"]["label"]["labels"]]
     for item in document["items"]:
-        path = (item.get("image") or item.get("media") or {}).get("path") or item["id"]
         example = cell(item["id"])
+        path = (item.get("image") or item.get("media") or {}).get("path") or item["id"]
         export.add_example(example, {"image": path})
         annotations = item.get("annotations") or []
         found = [a["label_id"] for a in annotations if a.get("type") == "label"]
-        export.left_out["annotations are boxes, masks or other shapes"] += len(annotations) - len(found)
+        export.left_out[SHAPES] += len(annotations) - len(found)
         if wrong := [i for i in found if not isinstance(i, int) or not 0 <= i < len(names)]:
             raise DataError(f"item '{cut(example)}': there is no category {wrong[0]} among {len(names)}")
         if found:
-            export.add(example, None, list(dict.fromkeys(names[i] for i in found)))
-    return export
+            yield Row("", example, None, list(dict.fromkeys(names[i] for i in found)))
 
 
-def cvat(path: Path) -> Export | None:
-    """Read CVAT's XML for images: tags of whole images; None if the file is other XML.
+def _is_cvat(root: ElementTree.Element, keys: set[str]) -> bool:
+    return root.tag == "annotations"
 
-    Raises:
-        DataError: If it is no XML, or declares entities, which CVAT does not.
-    """
+
+def cvat(export: Export, root: ElementTree.Element, asked: str | None) -> Rows:
+    """Read CVAT's XML for images: tags of whole images."""
+    for at, image in enumerate(root.iter("image")):
+        example = image.get("name") or image.get("id") or str(at)
+        export.add_example(example, {"image": example})
+        tags = [tag.get("label") for tag in image.findall("tag")]
+        export.left_out[SHAPES] += sum(child.tag != "tag" for child in image)
+        if tags:
+            yield Row("", example, None, list(dict.fromkeys(tags)))
+    export.left_out["tracks of videos have no class of an image"] += len(root.findall("track"))
+
+
+CVAT = Tool("CVAT", _is_cvat, cvat)
+
+
+def read_cvat(path: Path) -> Export | None:
+    """Read XML; None if it is not CVAT's; DataError if it is no XML, or declares entities."""
     content = path.read_bytes()
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         raise DataError(f"{path} declares entities, which exports of CVAT do not; export it again")
@@ -295,19 +378,7 @@ def cvat(path: Path) -> Export | None:
         root = ElementTree.fromstring(content)  # noqa: S314 - entities are refused above
     except ElementTree.ParseError as error:
         raise DataError(f"{path} is no XML: {error}") from None
-    if root.tag != "annotations":
-        return None
-    export = Export("CVAT")
-    for at, image in enumerate(root.iter("image")):
-        example = image.get("name") or image.get("id") or str(at)
-        export.add_example(example, {"image": example})
-        tags = [tag.get("label") for tag in image.findall("tag")]
-        shapes = sum(child.tag != "tag" for child in image)
-        export.left_out["annotations are boxes, masks or other shapes"] += shapes
-        if tags:
-            export.add(example, None, list(dict.fromkeys(tags)))
-    export.left_out["tracks of videos have no class of an image"] += len(root.findall("track"))
-    return export.finish()
+    return read_tool(CVAT, root, None) if CVAT.fits(root, set()) else None
 
 
 # The name of Roboflow's file of classes, a column of 0 and 1 for each.
@@ -315,21 +386,17 @@ CLASSES_FILE = "_classes.csv"
 BITS = {"0": False, "1": True, "0.0": False, "1.0": True, "": False, "false": False, "true": True}
 
 
-def is_one_hot(records: Sequence[Record]) -> bool:
-    """Return whether rows have a file name, and 0 or 1 in all other columns, two at least."""
-    first = next(iter(records[0]), "")
-    names = [key for key in records[0] if key != first]
-    return (
-        first.strip().lower() in ("filename", "file_name", "image")
-        and len(names) > 1
-        and all(cell(record[name]).lower() in BITS for record in records for name in names)
-    )
+def _is_roboflow(records: Sequence[Record], keys: set[str]) -> bool:
+    first, *names = [*records[0]] or [""]
+    is_file = first.strip().lower() in ("filename", "file_name", "image") and len(names) > 1
+    return is_file and all(cell(record.get(name)).lower() in BITS for record in records for name in names)
 
 
-def roboflow(records: Sequence[Record], asked: str | None) -> Export:
+def roboflow(export: Export, records: Sequence[Record], asked: str | None) -> Rows:
     """Read `_classes.csv`: a column of 0 and 1 for each class."""
-    export = Export("Roboflow")
     file, *names = records[0]
+    if len(names) < 2:
+        raise DataError("there must be a column of file names, and one for each of two classes at least")
     for record in records:
         export.add_example(record[file], {"image": record[file]})
         cells = {name: cell(record[name]).lower() for name in names}
@@ -337,6 +404,164 @@ def roboflow(records: Sequence[Record], asked: str | None) -> Export:
             raise DataError(
                 f"'{cut(record[file])}': '{cut(cells[strange])}' in the column '{cut(strange)}' is not 0 or 1"
             )
-        chosen = [name.strip() for name in names if BITS[cells[name]]]
-        export.add(record[file], None, chosen)
-    return export
+        yield Row("", record[file], None, [name.strip() for name in names if BITS[cells[name]]])
+
+
+ROBOFLOW = Tool("Roboflow", _is_roboflow, roboflow)
+
+
+# Crowds
+
+
+def mechanical_turk(export: Export, records: Sequence[Record], asked: str | None) -> Rows:
+    """Read a batch's results: `Answer.…`, also radio buttons in one column for each class, and JSON."""
+    records = [{**record, **_task_answers(record)} for record in records]
+    columns = dict.fromkeys(key for record in records for key in record)
+    answers = [key.removeprefix("Answer.") for key in columns if key.startswith("Answer.")]
+    groups: dict[str, list[str]] = {}  # of radio buttons: a column for each class, true or false
+    for name in answers:
+        cells = {cell(record.get(f"Answer.{name}")).lower() for record in records}
+        if "." in name and cells <= {"true", "false", ""}:
+            groups.setdefault(name.rpartition(".")[0], []).append(name)
+    single = [name for name in answers if not any(name in own for own in groups.values())]
+    questions = dict.fromkeys([*single, *groups])
+    if asked is None and len(questions) > 1:
+        questions = dict.fromkeys([*_class_like(records, "Answer.", single), *groups]) or questions
+    question = one_question(questions, _asked(asked, "Answer."), "answer")
+    for record in records:
+        given = {key.removeprefix("Input."): record[key] for key in record if key.startswith("Input.")}
+        example = cell(given.get("id") or record["HITId"])
+        export.add_example(example, given)
+        is_rejected = cell(record["AssignmentStatus"]).lower() == "rejected" or cell(record.get("Reject"))
+        label: Any = record.get(f"Answer.{question}")
+        if question in groups:
+            own = {name: cell(record.get(f"Answer.{name}")).lower() for name in groups[question]}
+            label = [name.rpartition(".")[2] for name in own if own[name] == "true"]
+        left = "answers were rejected" if is_rejected else ""
+        yield Row("", example, record["WorkerId"], label, cell(record.get("SubmitTime")), left=left)
+
+
+def _task_answers(record: Record) -> dict[str, str]:
+    """Return the answers that Mechanical Turk's own form elements write as JSON, as columns."""
+    answers = parsed(record.get("Answer.taskAnswers"))
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
+        return {}
+    found, open_items = {"Answer.taskAnswers": ""}, [item for answer in answers for item in answer.items()]
+    while open_items:
+        name, value = open_items.pop(0)
+        if isinstance(value, dict):
+            inner = (
+                (name if key in ("label", "labels") else f"{name}.{key}", own) for key, own in value.items()
+            )
+            open_items[:0] = list(inner)
+        else:
+            found[f"Answer.{name}"] = cell(value)
+    return found
+
+
+def toloka(export: Export, records: Sequence[Record], asked: str | None) -> Rows:
+    """Read assignments: `OUTPUT:…`, and `GOLDEN:…` as checked labels."""
+    outputs = [key.removeprefix("OUTPUT:") for key in records[0] if key.startswith("OUTPUT:")]
+    if asked is None and len(outputs) > 1:
+        outputs = _class_like(records, "OUTPUT:", outputs) or outputs
+    question = one_question(dict.fromkeys(outputs), _asked(asked, "OUTPUT:"), "output")
+    inputs = [key for key in records[0] if key.startswith("INPUT:")]
+    ids: dict[tuple[str, ...], str] = {}
+    for at, record in enumerate(records):
+        given = {key.removeprefix("INPUT:"): record[key] for key in inputs}
+        own = cell(given.get("id") or record.get("ASSIGNMENT:task_id") or at)
+        example = ids.setdefault(tuple(map(cell, given.values())), own) if given else own
+        export.add_example(example, given)
+        if golden := cell(record.get(f"GOLDEN:{question}")):
+            export.checked[example] = golden
+        status = cell(record.get("ASSIGNMENT:status")).lower()
+        left = f"answers were {status}" if status in ("rejected", "skipped", "expired", "active") else ""
+        time = cell(record.get("ASSIGNMENT:submitted") or record.get("ASSIGNMENT:started"))
+        confidence = probability(record.get(f"CONFIDENCE:{question}"))
+        by = record.get("ASSIGNMENT:worker_id") or "aggregated"
+        yield Row("", example, by, record.get(f"OUTPUT:{question}"), time, confidence, left=left)
+
+
+# Benchmarks
+
+
+def open_images(export: Export, records: Sequence[Record], asked: str | None) -> Rows:
+    """Read image-level labels: people verify a class as present (1) or absent (0); models give a rate."""
+    present: dict[tuple[str, str], dict[str, float]] = {}
+    for record in records:
+        image, by = cell(record["ImageID"]), cell(record.get("Source")) or NOBODY
+        name = cell(record["LabelName"])
+        export.add_example(image, {"image": f"{image}.jpg"})
+        confidence = parse_number(cell(record["Confidence"]))
+        if confidence is None or not 0 <= confidence <= 1:
+            raise DataError(
+                f"image '{cut(image)}': the Confidence '{cut(record['Confidence'])}' is not in [0, 1]"
+            )
+        if confidence == 0:
+            yield Row("", image, by, name, against=True)
+        else:
+            present.setdefault((image, by), {})[name] = confidence
+    for (image, by), found in present.items():
+        best = max(found.values())
+        most = [name for name, confidence in found.items() if confidence == best]
+        left = "answers name several classes of one image" if len(most) > 1 else ""
+        yield Row("", image, by, most[0], confidence=best if best < 1 else None, left=left)
+
+
+def wrench(export: Export, document: Record, asked: str | None) -> Rows:
+    """Read WRENCH's JSON: `weak_labels` of labeling functions, −1 for none; `label` is the true class."""
+    for example, record in document.items():
+        export.add_example(example, record.get("data") or {})
+        if record.get("label") is not None:
+            export.true[example] = cell(record["label"])
+        for j, label in enumerate(record["weak_labels"]):
+            if cell(label) != "-1":
+                yield Row("", example, f"function{j}", label)
+
+
+def peerannot(export: Export, document: Record, asked: str | None) -> Rows:
+    """Read peerannot's answers: {example: {annotator: class}}."""
+    for example, votes in document.items():
+        export.examples[example] = None
+        for annotator, label in votes.items():
+            yield Row("", example, annotator, None if cell(label) == "-1" else label)
+
+
+def _is_peerannot(document: Record, keys: set[str]) -> bool:
+    values = list(document.values())
+    return bool(values) and all(isinstance(value, dict) for value in values) and all(
+        isinstance(label, str | int | float) for value in values for label in value.values()
+    )  # fmt: skip
+
+
+def _is_wrench(document: Record, keys: set[str]) -> bool:
+    values = list(document.values())
+    return bool(values) and all(isinstance(value, dict) and "weak_labels" in value for value in values)
+
+
+def _keys(*needed: str, one_of: tuple[str, ...] = ()) -> Callable[[Any, set[str]], bool]:
+    return lambda _, keys: keys.issuperset(needed) and not (one_of and keys.isdisjoint(one_of))
+
+
+def _is_toloka(records: Sequence[Record], keys: set[str]) -> bool:
+    return any(key.startswith("OUTPUT:") for key in keys)
+
+
+# Of lists of objects or of tables, and of one object; the first that fits is taken.
+TOOLS = (
+    Tool("Label Studio", _keys("data", one_of=("annotations", "completions", "predictions")), label_studio,
+         "control"),
+    Tool("Label Studio", _keys("annotation_id", one_of=("annotator", "lead_time")), label_studio_flat),
+    Tool("Prodigy", _is_prodigy, prodigy),
+    Tool("Argilla", _is_argilla, argilla, "question"),
+    Tool("Amazon Mechanical Turk", _keys("HITId", "WorkerId", "AssignmentStatus"), mechanical_turk),
+    Tool("Toloka", _is_toloka, toloka),
+    Tool("Open Images", _keys("ImageID", "LabelName", "Confidence"), open_images),
+    ROBOFLOW,
+    Tool("doccano", _is_doccano, doccano),
+)  # fmt: skip
+DOCUMENTS = (
+    Tool("datumaro", _keys("items", "categories"), datumaro),
+    Tool("WRENCH", _is_wrench, wrench),
+    Tool("peerannot", _is_peerannot, peerannot),
+)
