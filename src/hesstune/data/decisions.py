@@ -30,36 +30,22 @@ EXAMPLE_ID, CONTROL, REMOVE_CHOICE = "hesstune_id", "label", "(remove this examp
 
 
 class Decision(NamedTuple):
-    """What a person decided on one label.
+    """What a person decided on one label."""
 
-    Attributes:
-        where: The file and row, for messages.
-        given: The label as it was given.
-        decision: One of DECISIONS.
-        label: The label after the decision; "" if the example is removed.
-        content: Digest of the example's image or text, 32 hexadecimal digits; "" if unknown.
-    """
-
-    where: str
-    given: str
-    decision: str
-    label: str
-    content: str
+    where: str  # the file and row, for messages
+    given: str  # the label as it was given
+    decision: str  # one of DECISIONS
+    label: str  # the label after the decision; "" if the example is removed
+    content: str  # digest of the example's image or text, 32 hexadecimal digits; "" if unknown
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """The decisions of a file.
+    """The decisions of a file."""
 
-    Attributes:
-        name: The file.
-        by_id: {id of an example: decision}.
-        notes: How the file was read, and what was left out, in sentences.
-    """
-
-    name: str
-    by_id: dict[str, Decision]
-    notes: tuple[str, ...] = ()
+    name: str  # the file
+    by_id: dict[str, Decision]  # {id of an example: decision}
+    notes: tuple[str, ...] = ()  # how the file was read, and what was left out, in sentences
 
     @property
     def removed(self) -> frozenset[str]:
@@ -67,14 +53,10 @@ class Decisions:
         return frozenset(name for name, own in self.by_id.items() if own.decision == REMOVE)
 
     def among(self, examples: Mapping[str, tuple[str, str]]) -> dict[str, Decision]:
-        """Return the decisions on examples that the data has.
+        """Return the decisions on examples of the data: {id: (label as given, digest; "" if unknown)}.
 
-        Args:
-            examples: {id: (label as given, digest of the content)} of the data; "" if unknown.
-
-        Raises:
-            DataError: If no example has a decision, or one is not as it was when the decision was made: its
-                content differs, or its label is neither the label as given then nor the label decided on.
+        DataError is raised if no example has a decision, or if one was changed since: its content differs, or
+        its label is neither that of then nor the one decided on.
         """
         found = {name: own for name, own in self.by_id.items() if name in examples}
         if not found:
@@ -104,15 +86,9 @@ class Decisions:
 
 
 def read_checked_table(path: str | Path, what: str) -> CsvTable:
-    """Read a table of labels that a person checked; an export of Label Studio becomes a table of decisions.
+    """Read a table of labels that a person checked, `what` in messages.
 
-    Args:
-        path: A table, see `read_table`; or an export of the tasks that `to_label_studio` wrote: JSON,
-            JSON-MIN or CSV.
-        what: What it is, for the message if there is none.
-
-    Raises:
-        DataError: If the file cannot be read.
+    An export of the tasks that `to_label_studio` wrote, JSON, JSON-MIN or CSV, becomes a table of decisions.
     """
     path = readable_file(path, what, DataError)
     if path.suffix.lower() == ".json":
@@ -135,9 +111,8 @@ def holds_decisions(table: CsvTable) -> bool:
 def decisions_in(table: CsvTable, classes: Sequence[str]) -> Decisions:
     """Return the decisions of a table with COLUMNS; rows with an empty decision are left out.
 
-    Raises:
-        DataError: If a column is missing, an example has two rows, a decision or class is unknown, a row
-            contradicts itself, or there is no decision.
+    DataError is raised if there is none, or if one is unknown, of an unknown class, repeated or
+    contradictory.
     """
     if lacking := [name for name in COLUMNS[:-1] if name not in table]:
         raise DataError(
@@ -207,11 +182,7 @@ def _class(cell: str, classes: Mapping[str, str]) -> str | None:
 
 
 def _of_label_studio(records: Sequence[Mapping[str, Any]], path: Path) -> CsvTable:
-    """Return the finished tasks of an export as a table of decisions.
-
-    Raises:
-        DataError: If this is no export of tasks that hesstune wrote, or annotators differ on an example.
-    """
+    """Return the finished tasks of an export as a table of decisions, on which annotators agree."""
     inputs = {json_cell(record.get("id", at)).strip(): _data(record) for at, record in enumerate(records)}
     if not records or any(EXAMPLE_ID not in data for data in inputs.values()):
         raise DataError(

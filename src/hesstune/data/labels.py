@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +28,12 @@ from hesstune.data.examples import (
 )
 from hesstune.errors import DataError, cut, listed, unknown_name
 from hesstune.storage.columns import Column, CsvTable, as_cell, is_missing
-from hesstune.weak.vote_files import LABEL_SOURCE
+from hesstune.weak.vote_files import LABEL_SOURCE, ROW_SUM_TOLERANCE, SOFT_PREFIX
 from hesstune.weak.votes import ABSTAIN
 
 
 def is_missing_label(value: object, names: Collection[str] = ()) -> bool:
-    """Return whether a label is missing: None, NaN, NA, a text that means a missing value, or −1.
-
-    Names of classes are not missing. Where −1 and 1 are the only labels, both are classes; see
-    `missing_labels`.
+    """Return whether a label is missing: None, NaN, NA, another missing value, or −1; `names` are not.
 
     Example:
         >>> [is_missing_label(value) for value in (None, float("nan"), " NA ", "-1.0", -1, "none", 0)]
@@ -49,10 +47,6 @@ def missing_labels(values: Iterable[object], names: Collection[str] = ()) -> lis
     """Return whether each of the labels of a data set is missing; −1 is a class if all others are 1.
 
     `names` are classes.
-
-    Example:
-        >>> missing_labels(["0", "-1", "", "1"]), missing_labels(["1", "-1", ""])
-        ([False, True, True, False], [False, False, True])
     """
     cells = [as_cell(value).strip() for value in values]
     missing = {cell for cell in cells if is_missing_label(cell, names)}
@@ -63,19 +57,13 @@ def missing_labels(values: Iterable[object], names: Collection[str] = ()) -> lis
 
 @dataclass(frozen=True)
 class ClassLabels:
-    """Class labels of examples.
+    """Class labels of examples."""
 
-    Attributes:
-        labels: (N,) int64 indices, −1 if missing.
-        classes: Class names, sorted or in a given order.
-        notes: What was changed or left out, in sentences.
-        soft: (N, K) equal shares of the classes that a cell names, uniform where it names none; None if no
-            cell was shared.
-    """
-
-    labels: NDArray[np.int64]
-    classes: list[str]
-    notes: list[str]
+    labels: NDArray[np.int64]  # (N,) int64 indices, −1 if missing
+    classes: list[str]  # class names, sorted or in a given order
+    notes: list[str]  # what was changed or left out, in sentences
+    # (N, K) equal shares of the classes that a cell names, uniform where it names none; None if no cell was
+    # shared.
     soft: NDArray[np.float64] | None = None
 
 
@@ -86,10 +74,10 @@ def class_labels(
     several: str = "refuse",
     declared: Collection[str] = (),
 ) -> ClassLabels:
-    """Turn labels as written into class indices.
+    """Turn labels as written into class indices; missing labels become −1.
 
-    Spaces around a label are dropped. Numbers other than 0, 1, 2, … are mapped in their order. Missing labels
-    become −1. With `names`, labels are names or indices into them, and names without an example are dropped.
+    Spaces around a label are dropped. Numbers other than 0, 1, 2, … are mapped in their order. With `names`,
+    labels are names or indices into them, and names without an example are dropped.
 
     Args:
         column: The cells.
@@ -100,11 +88,6 @@ def class_labels(
 
     Raises:
         DataError: If a cell names several classes or an object or no class, or there is only one class.
-
-    Example:
-        >>> found = class_labels(Column(["5", "1", "5 ", "2", ""]), "the file")
-        >>> found.labels.tolist(), found.classes
-        ([2, 0, 2, 1, -1], ['1', '2', '5'])
     """
     codes, written = column.coded()
     cells, notes = _read_cells(column, what, names or declared, several)
@@ -240,10 +223,6 @@ def split_labels(written: Sequence[str], names: Collection[str] = ()) -> list[li
     A list is written as JSON, or as Python or numpy print it. A bar or semicolon separates classes. A comma
     or another sign of POSSIBLE does so if one of the parts is a label of another cell, or if each part is in
     several cells; else it belongs to the name. `names` are never split.
-
-    Example:
-        >>> split_labels(["a", '["a", "b"]', "a,b", "b|c", "New York, NY"])
-        [['a'], ['a', 'b'], ['a', 'b'], ['b', 'c'], ['New York, NY']]
     """
     found = [[value.strip()] if value.strip() in names else _as_list(value.strip()) for value in written]
     for sign in (*SEPARATORS, *POSSIBLE):
@@ -323,12 +302,7 @@ def _integer_labels(
 
 
 def alike(classes: Sequence[str]) -> list[str]:
-    """Return a note on classes whose names differ only by case, spaces or the form of letters, or none.
-
-    Example:
-        >>> alike(["cat", "Cat", "dog"])
-        ["classes that differ by upper and lower case or spaces only stay apart: 'cat' and 'Cat'"]
-    """
+    """Return a note on classes whose names differ only by case, spaces or the form of letters, or none."""
     groups = defaultdict(list)
     for name in classes:
         groups[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
@@ -338,14 +312,9 @@ def alike(classes: Sequence[str]) -> list[str]:
 
 
 def labels_among(given: Sequence[str], classes: Sequence[str]) -> tuple[NDArray[np.int64] | None, list[str]]:
-    """Find labels as written among a run's classes, to compare predictions with.
+    """Return labels as written as indices into a run's classes, (N,), to compare predictions with, and notes.
 
-    Returns:
-        (N,) int64 indices, −1 if a label is missing or not a class; None if all are. And notes.
-
-    Example:
-        >>> labels_among(["cat", "", "cow", "dog "], ["cat", "dog"])[0].tolist()
-        [0, -1, -1, 1]
+    An index is −1 if the label is missing or not a class; None is returned if all are.
     """
     index = {name: i for i, name in enumerate(classes)}
     codes, written = Column(given).coded()
@@ -387,32 +356,27 @@ _MADE = {
 
 
 def column_named(columns: Iterable[str], name: str) -> str | None:
-    """Return the column with a name, in any case and with spaces around it; None if there is none.
-
-    Example:
-        >>> column_named(["text", "Label_Source "], "label_source")
-        'Label_Source '
-    """
+    """Return the column with a name, in any case and with spaces around it; None if there is none."""
     return next((column for column in columns if column.strip().casefold() == name), None)
 
 
-def read_sources(
-    labels: Sequence[str], given: Sequence[str] | None, sources: Sequence[str] | None
-) -> list[str] | None:
-    """Return the source of each label, in lower case; None if there are no columns GIVEN_LABEL and SOURCE.
+def label_sources(table: CsvTable, column: str = "label") -> list[str] | None:
+    """Return the source of each label of a column, in lower case; None if the table has no column of sources.
 
-    A label that differs from the given label is REWRITTEN, whatever its source says.
-
-    Example:
-        >>> read_sources(["a", "b"], ["a", "a"], ["Kept ", "given"])
-        ['kept', 'corrected']
+    A label that differs from the given label is REWRITTEN, whatever its source says; those in GIVEN_LABEL are
+    not.
     """
-    if given is None and sources is None:
+    said, given = (column_named(table.columns, name) for name in (SOURCE, GIVEN_LABEL))
+    is_given = column == GIVEN_LABEL
+    if said is None and (given is None or is_given):
         return None
-    before = labels if given is None else given
-    written = [""] * len(labels) if sources is None else sources
+    labels = table.cells(column)
+    before = labels if given is None or is_given else table.cells(given)
+    written = [""] * len(table) if said is None else [source.strip().lower() for source in table.cells(said)]
+    if is_given:
+        return ["" if source == REWRITTEN else source for source in written]
     return [
-        REWRITTEN if own.strip() != old.strip() and not is_missing(old) else source.strip().lower()
+        REWRITTEN if own.strip() != old.strip() and not is_missing(old) else source
         for own, old, source in zip(labels, before, written, strict=True)
     ]
 
@@ -440,15 +404,11 @@ CHECKED_COLUMNS = ("clean_label", "true_label", "label")
 
 @dataclass(frozen=True)
 class CheckedLabels:
-    """Labels that a person checked.
+    """Labels that a person checked."""
 
-    Attributes:
-        labels: {id of an example: class index}.
-        decisions: The decisions on suspected label errors that the labels come from, or None. Examples with
-            these decisions are no random sample.
-    """
-
-    labels: dict[str, int]
+    labels: dict[str, int]  # {id of an example: class index}
+    # The decisions on suspected label errors that the labels come from, or None. Examples with these
+    # decisions are no random sample.
     decisions: Decisions | None = None
 
     @property
@@ -456,13 +416,34 @@ class CheckedLabels:
         """Ids of the examples that a person removed."""
         return frozenset() if self.decisions is None else self.decisions.removed
 
+    def among(
+        self, examples: Mapping[str, tuple[str, str]], count_missing: bool = True
+    ) -> tuple[dict[str, int], frozenset[str], list[str]]:
+        """Return {id: class index} of checked labels among examples, the ids of those removed, and notes.
+
+        Args:
+            examples: {id: (label as given, digest of the image or text)}; "" if it is not to be compared.
+            count_missing: Whether a note says how many decisions are on other examples.
+
+        Raises:
+            DataError: If a checked label is of no example, or decisions are of other data.
+        """
+        if self.decisions is None:
+            if strange := [name for name in self.labels if name not in examples]:
+                raise DataError(
+                    f"{len(strange)} checked labels are of no example here, such as '{strange[0]}'"
+                )
+            return self.labels, frozenset(), []
+        found = self.decisions.among(examples)
+        removed = self.removed.intersection(found)
+        notes = [*self.decisions.notes, *(self.decisions.missing_note(found) if count_missing else ())]
+        if removed:
+            notes.append(f"{len(removed)} examples are left out: a person removed them when checking labels")
+        return {name: self.labels[name] for name in found if name not in removed}, removed, notes
+
 
 def read_checked_labels(path: str | Path, classes: Sequence[str]) -> CheckedLabels:
-    """Read labels that a person checked: a file for `read_clean_labels`, or decisions of a review.
-
-    Raises:
-        DataError: See `read_clean_labels` and `hesstune.data.decisions.decisions_in`.
-    """
+    """Read labels that a person checked: a file for `read_clean_labels`, or decisions of a review."""
     table = read_checked_table(path, "the file of checked labels")
     if not holds_decisions(table):
         return CheckedLabels(_labels_in(table, classes))
@@ -475,11 +456,8 @@ def read_checked_labels(path: str | Path, classes: Sequence[str]) -> CheckedLabe
 def read_clean_labels(path: str | Path, classes: Sequence[str]) -> dict[str, int]:
     """Read {id: class index} from a table with the columns id and clean_label, true_label or label.
 
-    Rows with an empty label have not been checked and are left out.
-
-    Raises:
-        DataError: If the file or a column is missing, a label is no class, no label is given, the file
-            says that a label was not checked by a person, or it holds decisions on suspected label errors.
+    Rows with an empty label have not been checked and are left out. DataError is raised for labels that no
+    person checked, and for decisions on suspected label errors.
     """
     table = read_checked_table(path, "the file of clean labels")
     if holds_decisions(table):
@@ -529,25 +507,20 @@ def _refuse_unchecked(table: CsvTable, column: str) -> None:
 def checked(task: Task, clean: CheckedLabels, partial: bool = False) -> Task:
     """Return the task with checked labels in place of noisy ones, marked as clean, without removed examples.
 
-    Raises:
-        DataError: If a checked id is no example's; `partial` accepts ids of examples left out by a limit. Of
-            decisions, such ids are counted in the task's notes; at least one has to be an example's.
+    DataError is raised if a checked id is no example's; `partial` accepts ids of examples left out by a
+    limit. Of decisions, such ids are counted in the task's notes; at least one has to be an example's.
     """
-    known = {i for part in (task.train, task.val, task.test) for i in part.ids}
-    decisions, notes = clean.decisions, list[str]()
-    strange = [i for i in clean.labels if i not in known]
-    if decisions is not None:
-        found = decisions.among(
-            {
-                name: ("" if content and decisions.by_id[name].content else given, content)
-                for part in (task.train, task.val, task.test)
-                for name, given, content in _as_given(part, task.classes)
-                if name in decisions.by_id
-            }
-        )
-        notes = [*decisions.notes, *([] if partial else decisions.missing_note(found))]
-        if gone := [i for i in found if i in clean.removed]:
-            notes.append(f"{len(gone)} examples are left out: a person removed them when checking labels")
+    examples = {
+        name: (given, content)
+        for part in (task.train, task.val, task.test)
+        for name, given, content in _as_given(part, task.classes)
+    }
+    strange, notes = [name for name in clean.labels if name not in examples], list[str]()
+    if clean.decisions is not None:
+        # Labels may be noise of an experiment: they are compared if contents are unknown.
+        known = {name for name, own in clean.decisions.by_id.items() if own.content}
+        examples |= {n: ("", content) for n, (_, content) in examples.items() if content and n in known}
+        notes = clean.among(examples, not partial)[2]
     elif strange and (not partial or len(strange) == len(clean.labels)):
         raise DataError(
             f"{len(strange)} of the {len(clean.labels)} clean labels are of no example of the data, such as "
@@ -581,3 +554,75 @@ def _checked(part: Examples, clean: CheckedLabels) -> Examples:
         part, labels=labels, given=part.labels, clean=mask, soft=soft, given_soft=part.soft,
         clean_by_chance=by_chance,
     )  # fmt: skip
+
+
+# -- labels given in Python
+
+
+def label_columns(labels: Any) -> tuple[dict[str, list[str]], list[str]]:
+    """Return labels given in Python as columns of cells, and notes: `label`, and p_CLASS of soft labels.
+
+    They are (N,) or (N, 1) names or numbers; or (N, K) one-hot or soft labels, which sum to 1. Rows of zeros
+    or with NaN are missing labels. A DataFrame's columns name the classes. Other labels, such as the targets
+    of several classes at once, raise DataError.
+
+    Example:
+        >>> label_columns([[0.9, 0.1], [0.3, 0.7]])[0]
+        {'label': ['0', '1'], 'p_0': ['0.9', '0.3'], 'p_1': ['0.1', '0.7']}
+    """
+    names = [str(name) for name in labels.columns] if hasattr(labels, "columns") else None
+    if hasattr(labels, "toarray"):
+        labels = labels.toarray()
+    if hasattr(labels, "detach"):
+        labels = labels.detach().cpu()
+    if not hasattr(labels, "ndim"):
+        labels = list(labels)
+    depth = getattr(labels, "ndim", 1 + any(np.ndim(row) for row in labels[:1]))
+    if depth == 1:
+        return {"label": [as_cell(value) for value in getattr(labels, "tolist", lambda: labels)()]}, []
+    try:
+        table = np.asarray(labels)
+        if table.ndim == 2 and table.shape[1] == 1:
+            return {"label": [as_cell(value) for value in table[:, 0].tolist()]}, []
+        soft = table.astype(np.float64)
+    except (TypeError, ValueError):
+        soft = np.zeros(0)
+    if soft.ndim != 2:
+        raise DataError(
+            "y must be (N,), one label per example, or (N, K), numbers that are one-hot or soft labels (no "
+            "multi-label targets)"
+        )
+    return _soft_columns(soft, names)
+
+
+def _soft_columns(
+    soft: NDArray[np.float64], names: list[str] | None
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the columns of one-hot or soft labels, (N, K), and notes; see `label_columns`."""
+    names = [str(k) for k in range(soft.shape[1])] if names is None else names
+    missing = ~np.isfinite(soft).all(axis=1) | (soft == 0).all(axis=1)
+    sums = soft.sum(axis=1)
+    wrong = np.flatnonzero(~missing & ((soft < 0).any(axis=1) | (abs(sums - 1) > ROW_SUM_TOLERANCE)))
+    if len(wrong):
+        row = wrong[0]
+        raise DataError(
+            f"y is {soft.shape}: each row must be one-hot, or probabilities that sum to 1 (no multi-label "
+            f"targets); row {row} is {cut(soft[row].tolist(), 60)}"
+        )
+    most = np.where(missing, 0, soft.argmax(axis=1))
+    cells = {"label": ["" if gone else names[k] for gone, k in zip(missing, most, strict=True)]}
+    if np.isin(soft[~missing], (0, 1)).all():
+        return cells, []
+    notes = ["y holds soft labels: the label of an example is its most probable class"]
+    kept = np.isin(np.arange(len(names)), most[~missing])
+    if not kept.all():
+        absent = [name for name, is_kept in zip(names, kept, strict=True) if not is_kept]
+        notes.append(
+            f"classes that are most probable in no example left out, their probability shared by the others: "
+            f"{listed(absent)}"
+        )
+    soft = np.where(missing[:, None], 1.0, soft)[:, kept]
+    soft /= soft.sum(axis=1, keepdims=True)
+    shown = [name for name, is_kept in zip(names, kept, strict=True) if is_kept]
+    own = zip(shown, soft.T.tolist(), strict=True)
+    return {**cells, **{f"{SOFT_PREFIX}{name}": [repr(p) for p in column] for name, column in own}}, notes

@@ -21,8 +21,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from hesstune.analysis.predict import predict_with
 from hesstune.data.formats import listing
-from hesstune.data.label_arrays import label_columns
-from hesstune.data.labels import missing_labels
+from hesstune.data.labels import label_columns, missing_labels
 from hesstune.errors import DataError, listed, unknown_name
 from hesstune.methods._base import Budget, ClassEvidence, HeadMaterial
 from hesstune.methods.auto import Auto

@@ -10,11 +10,7 @@ if TYPE_CHECKING:
     from hesstune.labeling.label_data import Labelling
     from hesstune.labeling.options import CleanOptions, LabelOptions
 
-__all__ = [
-    "CleanOptions",
-    "LabelOptions",
-    "Labelling",
-]
+__all__ = ["CleanOptions", "LabelOptions", "Labelling"]
 
 __getattr__, __dir__ = lazily(
     __name__,

@@ -25,7 +25,6 @@ from hesstune.labeling.review import (
     ReviewedLabels,
     Suspect,
     apply_decisions,
-    checked_examples,
     write_label_studio,
 )
 from hesstune.labeling.sources import Target, read_target, target_of_listing
@@ -458,13 +457,7 @@ def _find_issues(
 ) -> LabelIssues:
     """Return the issues of labels, by name, of examples with features, (N, D).
 
-    Args:
-        features: (N, D).
-        ids: One id an example.
-        names: Labels by name.
-        asked: The options.
-        contents: Digests by id.
-        copies: (N,) groups of copies by content; None if unknown.
+    `contents` are digests by id, and `copies` groups of copies by content, (N,), if they are known.
     """
     contents = contents or {}
     if len(features) != len(names):
@@ -477,8 +470,8 @@ def _find_issues(
     checked, known, notes = np.zeros(len(ids), dtype=bool), None, list[str]()
     if asked.checked_labels is not None:
         clean_labels = read_checked_labels(asked.checked_labels, classes)
-        by_id = dict(zip(ids, names, strict=True))
-        true, removed, notes = checked_examples(clean_labels, contents, by_id)
+        by_id = {name: (own, contents.get(name, "")) for name, own in zip(ids, names, strict=True)}
+        true, removed, notes = clean_labels.among(by_id)
         stay = np.array([at for at, name in enumerate(ids) if name not in removed], dtype=np.int64)
         features, given, ids = features[stay], given[stay], [ids[at] for at in stay]
         rows = np.array([at for at, name in enumerate(ids) if name in true], dtype=np.int64)

@@ -16,7 +16,7 @@ from hesstune.data.examples import MODEL_LABEL
 from hesstune.data.labels import GIVEN, SOURCE, read_checked_labels
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError, RunError, listed
 from hesstune.labeling.options import LabelOptions, needs_features, size_for
-from hesstune.labeling.review import checked_examples, contents_of
+from hesstune.labeling.review import contents_of
 from hesstune.labeling.sources import Objects, Target, combined, read_sources
 from hesstune.labeling.trained_annotators import TrainedAnnotator, train_annotators, written_votes
 from hesstune.noise.estimate import Estimate, from_posterior, well_conditioned
@@ -303,11 +303,7 @@ def _side_by_side(
 
 
 def describe_votes(asked: LabelOptions) -> tuple[list[str], dict[str, Any]]:
-    """Read examples and votes, and return what they hold in sentences, and as a JSON-ready record.
-
-    Raises:
-        HesstuneError: If a file cannot be read as its options say.
-    """
+    """Read examples and votes, and return what they hold in sentences, and as a JSON-ready record."""
     examples, sources, notes = read_sources(asked)
     facts: dict[str, Any] = {"examples": len(examples), "annotators": 0, "votes": 0, "classes": []}
     lines = [f"{len(examples)} examples"]
@@ -408,7 +404,7 @@ def _checked_labels(
     known = set(decided).intersection(examples.ids)
     contents = contents_of(examples, [name for name in decided if name in known])
     # The labels that were reviewed are not those that votes make: they are not compared.
-    true, removed, notes = checked_examples(found, contents, dict.fromkeys(examples.ids, ""))
+    true, removed, notes = found.among({name: ("", contents.get(name, "")) for name in examples.ids})
     rows = [n for n, name in enumerate(examples.ids) if name in removed]
     return true, np.array(rows, dtype=np.int64), notes
 
@@ -418,8 +414,7 @@ def _checked_rows(
 ) -> Checked | None:
     """Return the rows and classes of checked labels among the rows that are labelled; None if there is none.
 
-    Raises:
-        DataError: If a file has a label of an example that is not labelled.
+    A file's labels of other examples raise DataError.
     """
     place = {examples.ids[n]: at for at, n in enumerate(rows.tolist())}
     strange = [name for name in true if name not in place]
@@ -442,16 +437,11 @@ def label_rate_interval(
 ) -> tuple[float, float]:
     """Return an interval for the share of wrong labels among those made from votes.
 
-    A label model's own estimate is too low if annotators err together. So the interval begins at the lower
-    end of `two_views.rate_interval` and reaches up to the largest of the rate, the share of pairs of votes on
-    an example that differ, and, with features, the share of examples with a majority vote that a cross-fitted
-    probe of the majority votes contradicts. Without any of these it reaches up to the rate of guessing.
-
-    Args:
-        votes: The votes.
-        features: (N, D) features of the examples, or None.
-        rate: The label model's estimate.
-        seed: Of ties and folds.
+    A label model's own estimate, `rate`, is too low if annotators err together. So the interval begins at the
+    lower end of `two_views.rate_interval` and reaches up to the largest of the rate, the share of pairs of
+    votes on an example that differ, and, with features, (N, D), the share of examples with a majority vote
+    that a cross-fitted probe of the majority votes contradicts. Without any of these it reaches up to the
+    rate of guessing.
     """
     counts, rows = votes.counts, np.flatnonzero(votes.per_example > 0)
     each = votes.per_example.astype(np.float64)
@@ -474,14 +464,9 @@ def _noise(
 ) -> Estimate:
     """Estimate the noise matrix of the labels that a label model made.
 
-    Args:
-        fit: Fits a label model, by its name.
-        made: The labels.
-        noise_from: The label model that the matrix is estimated from; `auto`: that of the labels, but for
-            `majority` and `soft`, which give no probabilities of the true class: `soft_features` if there are
-            features, else, or if that loses the classes, `weighted`.
-        votes: The votes.
-        has_features: Whether there are features.
+    It is estimated by the label model `noise_from`. `auto` is that of the labels, but for `majority` and
+    `soft`, which give no probabilities of the true class: `soft_features` if there are features, else, or if
+    that loses the classes, `weighted`.
     """
     name, is_calibrated = noise_from, label_model_class(made.model).is_calibrated
     if name == "auto":
@@ -550,9 +535,7 @@ def _noise_by(judge: Labelled, labels: NDArray[np.int64], votes: Votes) -> Estim
 def guessing_notes(rate: float, k: int, model: str) -> list[str]:
     """Return a note if labels are as good as guessed by a noise matrix.
 
-    Raises:
-        NoiseMatrixError: If the label model has parameters for each annotator, so that it may have assigned
-            all examples to one class.
+    NoiseMatrixError is raised if the label model may have assigned all examples to one class.
     """
     guessing = guessing_rate(k)
     if rate <= NEAR_GUESSING * guessing:

@@ -29,7 +29,7 @@ from hesstune.data.decisions import (
 )
 from hesstune.data.examples import Texts
 from hesstune.data.images import FileImages
-from hesstune.data.labels import CHECKED, GIVEN, GIVEN_LABEL, SOURCE, CheckedLabels
+from hesstune.data.labels import CHECKED, GIVEN, GIVEN_LABEL, SOURCE
 from hesstune.errors import DataError, RunError, listed
 from hesstune.labeling.sources import Target
 from hesstune.storage.columns import CsvTable, as_cell
@@ -49,25 +49,15 @@ MODEL_VERSION, SHOWN = "hesstune clean", "example"
 
 
 class Suspect(NamedTuple):
-    """A suspected label error.
+    """A suspected label error."""
 
-    Attributes:
-        at: Its index among the examples of `LabelIssues`.
-        id: Its id.
-        given: The label as given.
-        suggested: The most probable class if the given label is wrong.
-        p_wrong: The probability that the given label is wrong.
-        p_suggested: The probability of the suggested class.
-        content: Digest of its image or text, or "".
-    """
-
-    at: int
-    id: str
-    given: str
-    suggested: str
-    p_wrong: float
-    p_suggested: float
-    content: str
+    at: int  # its index among the examples of `LabelIssues`
+    id: str  # its id
+    given: str  # the label as given
+    suggested: str  # the most probable class if the given label is wrong
+    p_wrong: float  # the probability that the given label is wrong
+    p_suggested: float  # the probability of the suggested class
+    content: str  # digest of its image or text, or ""
 
 
 # Decisions applied
@@ -159,8 +149,7 @@ def apply_decisions(
         contents: {id: digest} of the examples' images or texts; default: computed from the data.
 
     Raises:
-        DataError: If the data has no labels, or the decisions are of other data, unknown classes, or
-            contradict each other.
+        DataError: If the data has no labels, or decisions are of other data or contradict each other.
     """
     if target.true is None:
         raise DataError("the data has no labels, so there is nothing that decisions could be applied to")
@@ -207,11 +196,7 @@ def _decisions_table(decisions: str | Path | DataFrame) -> CsvTable:
 
 
 def contents_of(target: Target, names: Sequence[str]) -> dict[str, str]:
-    """Return {id: digest} of some examples' images or texts, 32 hexadecimal digits; {} if there are neither.
-
-    Raises:
-        DataError: If an image cannot be read.
-    """
+    """Return {id: digest} of some examples' images or texts, in hexadecimal digits; {} without either."""
     place = {name: n for n, name in enumerate(target.ids)}
     rows = [place[name] for name in names]
     if target.texts is not None:
@@ -222,35 +207,6 @@ def contents_of(target: Target, names: Sequence[str]) -> dict[str, str]:
         return {}
     digests = source.digests(np.arange(len(rows)))
     return {name: row.tobytes().hex() for name, row in zip(names, digests, strict=True)}
-
-
-def checked_examples(
-    clean: CheckedLabels, contents: Mapping[str, str], given: Mapping[str, str]
-) -> tuple[dict[str, int], frozenset[str], list[str]]:
-    """Find checked labels among examples.
-
-    Args:
-        clean: The checked labels.
-        contents: {id: digest of the image or text, or ""} of the examples with a decision.
-        given: {id: label as given} of the examples; "" if it is not to be compared with that of a decision.
-
-    Returns:
-        {id: class index}, the ids of examples that a person removed, and notes.
-
-    Raises:
-        DataError: If a checked label is of no example, or decisions are of other data.
-    """
-    if clean.decisions is None:
-        if strange := [name for name in clean.labels if name not in given]:
-            raise DataError(f"{len(strange)} checked labels are of no example here, such as '{strange[0]}'")
-        return clean.labels, frozenset(), []
-    known = [name for name in clean.decisions.by_id if name in given]
-    found = clean.decisions.among({name: (given[name], contents.get(name, "")) for name in known})
-    removed = frozenset(found) & clean.removed
-    notes = [*clean.decisions.notes, *clean.decisions.missing_note(found)]
-    if removed:
-        notes.append(f"{len(removed)} examples are left out: a person removed them when checking labels")
-    return {name: clean.labels[name] for name in found if name not in removed}, removed, notes
 
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path], overwrite: bool) -> None:
@@ -281,23 +237,13 @@ def config_path(tasks: Path) -> Path:
 def write_label_studio(
     path: Path, suspects: Sequence[Suspect], classes: Sequence[str], target: Target, overwrite: bool = False
 ) -> list[str]:
-    """Write suspected label errors as tasks for Label Studio, and the labelling configuration beside them.
+    """Write suspected label errors as tasks for Label Studio, and their configuration NAME.xml.
 
     A task has the example's text or image, its label as given, and a prediction: the suggested class, with
-    its probability as score.
-
-    Args:
-        path: The JSON file of tasks; the configuration is NAME.xml.
-        suspects: The suspected label errors.
-        classes: Names of all classes.
-        target: Where the examples come from.
-        overwrite: Whether existing files are replaced.
-
-    Returns:
-        How to import the tasks, in sentences.
+    its probability as score. How to import the tasks is returned, in sentences.
 
     Raises:
-        DataError: If there is no suspected label error, or a class is named like the choice that removes.
+        DataError: If a class is named like the choice that removes.
         RunError: If a file exists and `overwrite` is not set, or cannot be written.
     """
     beside = config_path(path)

@@ -11,25 +11,27 @@ from typing import Any
 
 import numpy as np
 
-from hesstune.data.examples import REWRITTEN, Examples, Listing, Text, Texts, Vectors
+from hesstune.data.examples import Examples, Listing, Text, Texts, Vectors
 from hesstune.data.formats import is_table, listing, resolved
 from hesstune.data.formats.csv import with_roles
 from hesstune.data.formats.memory import read_object
 from hesstune.data.images import DecodedImages, decode_all
-from hesstune.data.labels import GIVEN_LABEL, SOURCE, column_named, labels_as_written
-from hesstune.data.labels import read_sources as read_label_sources
+from hesstune.data.labels import GIVEN_LABEL, label_sources, labels_as_written
 from hesstune.data.reading import Reading
 from hesstune.data.tables import examples_of, possible_groups
 from hesstune.errors import ConfigError, DataError
 from hesstune.labeling.options import LabelOptions, how_read
 from hesstune.resizing import Size
 from hesstune.storage.columns import CsvTable
+from hesstune.storage.files import is_file
 from hesstune.storage.table_files import JSON_LINES, SUFFIXES
-from hesstune.storage.tables import Nested, frame_table, is_frame, read_table
-from hesstune.weak.annotation_exports import Export, read_export
+from hesstune.storage.tables import frame_table, is_frame, read_table
+from hesstune.weak.annotation_exports import read_export
+from hesstune.weak.export_answers import Export
 from hesstune.weak.vote_files import soft_classes, vote_columns, voted, written_vote
 from hesstune.weak.vote_matrices import MATRIX_FILES, read_matrix, table_of_votes
 from hesstune.weak.vote_sources import (
+    Nested,
     RoleColumns,
     WrittenVotes,
     call_functions,
@@ -49,35 +51,23 @@ REPEATED = ("text", "text2", "image", "true_label", "split")
 
 @dataclass(frozen=True)
 class Target:
-    """Examples to be labelled.
+    """Examples to be labelled."""
 
-    Attributes:
-        ids: One id an example.
-        true: True labels by name, "" where unknown; None if the data has none.
-        parts: `train`, `val` or `test` for each example, or None.
-        paths: Image files, or None.
-        texts: Texts, or None.
-        table: The CSV file, or None.
-        notes: What was left out, changed or guessed when they were read, in sentences.
-        sources: Where each of the true labels comes from, as the column `label_source` says, or None.
-        checked: {id: class} of examples that the data marks as checked by a person.
-        records: The rows of a data frame, as labeling functions get them, or None.
-        vectors: Feature vectors, or None.
-        images: Decoded images that are in no files, or None.
-    """
-
-    ids: list[str]
-    true: list[str] | None = None
-    parts: list[str] | None = None
-    paths: list[Path] | None = None
-    texts: list[Text] | None = None
-    table: CsvTable | None = None
-    notes: tuple[str, ...] = ()
+    ids: list[str]  # one id an example
+    true: list[str] | None = None  # true labels by name, "" where unknown; None if the data has none
+    parts: list[str] | None = None  # `train`, `val` or `test` for each example, or None
+    paths: list[Path] | None = None  # image files, or None
+    texts: list[Text] | None = None  # texts, or None
+    table: CsvTable | None = None  # the CSV file, or None
+    notes: tuple[str, ...] = ()  # what was left out, changed or guessed when they were read, in sentences
+    # Where each of the true labels comes from, as the column `label_source` says, or None
     sources: list[str] | None = None
+    # {id: class} of examples that the data marks as checked by a person
     checked: dict[str, str] = field(default_factory=dict)
+    # The rows of a data frame, as labeling functions get them, or None
     records: list[dict[str, Any]] | None = None
-    vectors: Vectors | None = None
-    images: DecodedImages | None = None
+    vectors: Vectors | None = None  # feature vectors, or None
+    images: DecodedImages | None = None  # decoded images that are in no files, or None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,11 +92,7 @@ class Target:
             yield row
 
     def examples(self, size: Size) -> Examples:
-        """Return the examples as inputs of a network; images are decoded.
-
-        Raises:
-            DataError: If an image cannot be decoded.
-        """
+        """Return the examples as inputs of a network; images are decoded, or DataError is raised."""
         every = np.arange(len(self))
         texts = None if self.texts is None else Texts(self.texts)
         for given in (self.vectors, self.images, texts):
@@ -119,13 +105,7 @@ class Target:
         return Examples(source, every, self.ids, None)
 
     def columns(self, folder: Path, classes: Sequence[str], used: Sequence[str] = ()) -> dict[str, list[str]]:
-        """Return the columns of a file in a folder by which `csv:` finds the examples, and their groups.
-
-        Args:
-            folder: The folder.
-            classes: Class names.
-            used: Columns of votes.
-        """
+        """Return the columns of a file in a folder by which `csv:` finds the examples, and their groups."""
         found: dict[str, list[str]] = {}
         if self.texts is not None:
             found["text"] = [first for first, _ in self.texts]
@@ -145,8 +125,7 @@ def read_target(spec: str, known: Sequence[str] = TRUTHS, how: Reading | None = 
     """Read the examples that a data specification names; true labels are used for tables of accuracy alone.
 
     Args:
-        spec: `folder:PATH`, a table like `csv:PATH` (columns `image` or `text`, perhaps `text2`, `id`,
-            `split`, `true_label` or `label`, and votes) or `hf:NAME` with texts.
+        spec: `folder:PATH`, a table like `csv:PATH`, or `hf:NAME` with texts.
         known: Columns of a table that may hold the examples' labels, if none is named; the first that is
             there does.
         how: The columns that are named, and what cells of several classes mean.
@@ -171,11 +150,7 @@ def read_target(spec: str, known: Sequence[str] = TRUTHS, how: Reading | None = 
 
 
 def target_of_listing(found: Listing) -> Target:
-    """Return the examples that were read without need of labels.
-
-    Raises:
-        DataError: If an image in memory cannot be decoded.
-    """
+    """Return the examples that were read without need of labels."""
     if found.bad:
         raise DataError(f"{next(iter(found.bad.values()))}; take the image out of the data first")
     parts = [p or "train" for p in found.parts] if found.parts else None
@@ -195,11 +170,7 @@ def target_of_listing(found: Listing) -> Target:
 
 
 def target_of_object(data: Any) -> Target:
-    """Return the examples that an object holds: a data frame, texts, (X, y), a data set, or embeddings.
-
-    Raises:
-        DataError: If the object is none of these.
-    """
+    """Return the examples of a data frame, texts, (X, y), a data set, or embeddings."""
     if is_frame(data):
         table = frame_table(data, "the DataFrame")
         columns = [str(name) for name in data.columns]
@@ -222,35 +193,17 @@ def target_of(table: CsvTable, known: Sequence[str] = TRUTHS, several: str = "re
         changed = sum(map(operator.ne, table.cells(column), table.cells(GIVEN_LABEL)))
         said = f"{changed} labels of {table.name} are not as given: hesstune clean rewrote them"
         notes = (*notes, said) if changed else notes
-    sources = None if column is None else _label_sources(table, column)
+    sources = label_sources(table, column) if column in ("label", GIVEN_LABEL) else None
     return Target(found.ids, true, found.parts, found.paths, found.texts, table, notes, sources)
-
-
-def _label_sources(table: CsvTable, column: str) -> list[str] | None:
-    """Return where the labels in a column come from; those in GIVEN_LABEL were not rewritten."""
-    if column not in ("label", GIVEN_LABEL):
-        return None
-    said, given = column_named(table.columns, SOURCE), column_named(table.columns, GIVEN_LABEL)
-    sources = None if said is None else table.cells(said)
-    if column == GIVEN_LABEL:
-        found = read_label_sources(table.cells(column), None, sources)
-        return found and ["" if source == REWRITTEN else source for source in found]
-    return read_label_sources(table.cells(column), None if given is None else table.cells(given), sources)
 
 
 @dataclass(frozen=True)
 class Objects:
-    """What a caller in Python gives in place of the text of an option; None if it is given as text.
+    """What a caller in Python gives in place of the text of an option; None if it is given as text."""
 
-    Attributes:
-        target: The examples.
-        votes: A data frame, or an array (N, annotators).
-        functions: Labeling functions.
-    """
-
-    target: Any = None
-    votes: Any = None
-    functions: Sequence[Callable[..., object]] | None = None
+    target: Any = None  # the examples
+    votes: Any = None  # a data frame, or an array (N, annotators)
+    functions: Sequence[Callable[..., object]] | None = None  # labeling functions
 
 
 @dataclass(frozen=True)
@@ -266,12 +219,7 @@ class _Given:
 def read_sources(
     asked: LabelOptions, given: Objects | None = None
 ) -> tuple[Target, list[WrittenVotes], list[str]]:
-    """Read examples and votes, call labeling functions, and return notes.
-
-    Raises:
-        ConfigError: If there are no votes, or no examples.
-        DataError: If a file cannot be read as its options say.
-    """
+    """Read examples and votes, call labeling functions, and return notes."""
     own = Objects() if given is None else given
     if asked.target is None and asked.votes is None:
         raise ConfigError("give --target, the data to be labelled, or --votes, a file of votes")
@@ -377,11 +325,7 @@ def _votes_of_table(given: _Given, target: Target | None, asked: LabelOptions) -
 
 
 def _ids_of_votes(given: _Given, target: Target) -> list[str]:
-    """Return the example of each row of votes that are apart from the examples.
-
-    Raises:
-        DataError: If the rows have no ids and are not as many as the examples.
-    """
+    """Return the example of each row of votes that are apart from the examples, by id or in order."""
     if "id" in given.table:
         return given.table.cells("id")
     if not given.in_order:
@@ -424,16 +368,9 @@ def _first_rows(table: CsvTable, source: WrittenVotes) -> Target:
         if (own == own[first][codes]).all():
             cells = table.cells(name)
             columns[name] = [cells[n] for n in first.tolist()]
-    if "text" in columns or not _are_files(columns.get("image", []), table.folder):
+    if "text" in columns or not all(is_file(table.folder / name) for name in columns.get("image", [])):
         columns.pop("image", None)
     return target_of(CsvTable.of(columns, table.name, table.folder))
-
-
-def _are_files(names: Sequence[str], folder: Path) -> bool:
-    try:
-        return all((folder / name).is_file() for name in names)
-    except (OSError, ValueError):  # a name too long, or with a NUL
-        return False
 
 
 def combined(
@@ -441,8 +378,7 @@ def combined(
 ) -> tuple[Votes, list[str]]:
     """Return all votes side by side, on the target's examples in their order, and notes.
 
-    Raises:
-        DataError: If a vote is no class, or the ids of a source are repeated or unknown.
+    DataError is raised if a vote is no class, or the ids of a source are repeated or unknown.
     """
     place = {example: n for n, example in enumerate(target.ids)}
     tables, notes = list[Votes](), list[str]()

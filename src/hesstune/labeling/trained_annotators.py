@@ -30,19 +30,12 @@ HELD_OUT = 0.2
 
 @dataclass(frozen=True)
 class TrainedAnnotator:
-    """The predictions of one trained annotator on the target.
+    """The predictions of one trained annotator on the target."""
 
-    Attributes:
-        name: Its name.
-        classes: The classes of its own domain.
-        probabilities: P(class), (N, K of its own).
-        own_accuracy: Accuracy on held-out examples of its own domain; None if there are none.
-    """
-
-    name: str
-    classes: list[str]
-    probabilities: NDArray[np.float64]
-    own_accuracy: float | None
+    name: str  # its name
+    classes: list[str]  # the classes of its own domain
+    probabilities: NDArray[np.float64]  # P(class), (N, K of its own)
+    own_accuracy: float | None  # accuracy on held-out examples of its own domain; None if there are none
 
 
 def written_votes(annotators: Sequence[TrainedAnnotator], threshold: float) -> WrittenVotes:
@@ -58,10 +51,7 @@ def written_votes(annotators: Sequence[TrainedAnnotator], threshold: float) -> W
 
 
 def named_domains(specs: Sequence[str]) -> list[tuple[str, str]]:
-    """Split NAME=SPEC; a name that is not given is the last part of the path.
-
-    Raises:
-        ConfigError: If two annotators have the same name.
+    """Split NAME=SPEC; a name that is not given is the last part of the path. Equal names raise ConfigError.
 
     Example:
         >>> named_domains(["folder:pacs/photo", "drawn=folder:pacs/sketch"])
@@ -85,18 +75,8 @@ def train_annotators(
     """Train an annotator on each domain that `labelers` names, and predict the target's examples.
 
     A domain is split uniformly, 80/20, if it has no parts of its own. The annotator is trained on the first
-    part, and its accuracy is measured on the second.
-
-    Args:
-        target: The target's examples.
-        asked: The domains, the kind of annotator, network and seed.
-        needs_features: Whether the target's frozen features are needed by a label model.
-
-    Returns:
-        The annotators, and the target's frozen features if they were computed.
-
-    Raises:
-        DataError: If a domain cannot be used, or holds texts and the target images.
+    part, and its accuracy is measured on the second. The target's frozen features are returned, too, if an
+    annotator or a label model needs them. DataError is raised if a domain holds texts and the target images.
     """
     domains, is_text = named_domains(asked.labelers), target.texts is not None
     device, found = pick_device(asked.device), list[TrainedAnnotator]()
