@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,23 +21,15 @@ MOST_NAMED = 12
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What data holds.
+    """What data holds."""
 
-    Attributes:
-        data: The data as it was named.
-        kind: `image`, `text` or `features`.
-        examples: Number of examples with a label, or of all if none is needed.
-        classes: {class: number of examples}.
-        parts: {part: number of examples}; empty if the data has no parts.
-        notes: What was guessed, changed or left out, in sentences.
-    """
-
-    data: str
-    kind: str
-    examples: int
-    classes: dict[str, int]
+    data: str  # the data as it was named
+    kind: str  # `image`, `text` or `features`
+    examples: int  # number of examples with a label, or of all if none is needed
+    classes: dict[str, int]  # {class: number of examples}
+    # {part: number of examples}; empty if the data has no parts
     parts: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was guessed, changed or left out, in sentences
 
     def lines(self) -> list[str]:
         """Return sentences for people."""
@@ -52,27 +44,11 @@ class DataFacts:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready record."""
-        return {
-            "data": self.data,
-            "kind": self.kind,
-            "examples": self.examples,
-            "classes": self.classes,
-            "parts": self.parts,
-            "notes": self.notes,
-        }
+        return asdict(self)
 
 
 def describe(data: str, how: Reading, labelled: bool = True) -> DataFacts | None:
-    """Read data, without decoding files of images, and say what it holds; None for built-in data.
-
-    Args:
-        data: A data string.
-        how: How it is read.
-        labelled: Whether labels are needed.
-
-    Raises:
-        DataError: If it cannot be read.
-    """
+    """Read data, without decoding files of images, and say what it holds; None for built-in data."""
     if data in WITHOUT_PATH:
         return None
     found = listing(data, 8, labelled, how)

@@ -48,8 +48,7 @@ def digest_bytes(*contents: Any) -> bytes:
 def image_digests(images: Sequence[NDArray[Any]] | NDArray[Any]) -> Digests:
     """Return digests of images, (H, W, C) arrays of integers in [0, 255] or floats in [0, 1].
 
-    A digest covers the shape and the values. It does not depend on the integer type; floats are compared in
-    float32.
+    A digest covers the shape and the values, floats in float32. It does not depend on the integer type.
     """
 
     def one(image: NDArray[Any]) -> bytes:
@@ -97,14 +96,10 @@ ROWS = 8192
 
 @dataclass(frozen=True)
 class Vectors:
-    """Feature vectors, such as embeddings: rows of an array, which may be a memory-mapped file.
+    """Feature vectors, such as embeddings: rows of an array, which may be a memory-mapped file."""
 
-    Attributes:
-        array: (N, D) floating-point numbers or integers.
-        at: (M,) rows of the array that these vectors are, or None for all of them.
-    """
-
-    array: NDArray[Any]
+    array: NDArray[Any]  # (N, D) floating-point numbers or integers
+    # (M,) rows of the array that these vectors are, or None for all of them
     at: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
@@ -165,53 +160,37 @@ def _take(whole: T, rows: ArrayLike, names: Sequence[str]) -> T:
 
 @dataclass(frozen=True)
 class Listing:
-    """The examples that a data format found, before images are decoded and parts are drawn.
+    """The examples that a data format found, before images are decoded and parts are drawn."""
 
-    Attributes:
-        ids: One id per example: its relative path, or its row.
-        labels: (N,) int64 class indices, or None if the data has no labels.
-        classes: Class names, in the order of their indices.
-        paths: Image files, or None if `array` holds the images.
-        array: (N, 3, S, S) uint8 decoded images.
-        texts: Texts, if the data holds no images.
-        vectors: Feature vectors, if the data holds neither images nor texts.
-        parts: `train`, `val` or `test` for each example ("" for another part, if labels are not required), or
-            None if the data is not split.
-        flip: Whether mirroring an image keeps its label (not for digits).
-        votes: Annotators' votes, or None.
-        soft: (N, K) soft labels, or None.
-        unlabelled: Ids of examples left out because they have neither label nor vote.
-        given: If labels are not required, each example's label as written, "" if missing.
-        notes: What was left out, changed or guessed, in sentences.
-        bad: {index: reason} of images in `array` that could not be decoded.
-        split_values: Values of the column by which the data is split, or None.
-        digests: (N, 16) digests of the images before they were resized to `array`; None: digests of `array`.
-        before: (N,) int64 labels before `hesstune clean` replaced them, −1 if not a class; None if unknown.
-        label_sources: Source of each label from the column `label_source`, or None.
-        groups: {column: number of distinct values} of columns that may group the examples.
-        copies: (N,) group of each example, the same for copies of one example; None if not looked for.
-    """
-
-    ids: list[str]
-    labels: NDArray[np.int64] | None = None
-    classes: list[str] = field(default_factory=list)
-    paths: list[Path] | None = None
-    array: torch.Tensor | None = None
-    texts: list[Text] | None = None
-    vectors: Vectors | None = None
+    ids: list[str]  # one id per example: its relative path, or its row
+    labels: NDArray[np.int64] | None = None  # (N,) int64 class indices, or None if the data has no labels
+    classes: list[str] = field(default_factory=list)  # class names, in the order of their indices
+    paths: list[Path] | None = None  # image files, or None if `array` holds the images
+    array: torch.Tensor | None = None  # (N, 3, S, S) uint8 decoded images
+    texts: list[Text] | None = None  # texts, if the data holds no images
+    vectors: Vectors | None = None  # feature vectors, if the data holds neither images nor texts
+    # `train`, `val` or `test` for each example ("" for another part, if labels are not required), or None if
+    # the data is not split.
     parts: list[str] | None = None
-    flip: bool = True
-    votes: Votes | None = None
-    soft: NDArray[np.float64] | None = None
+    flip: bool = True  # whether mirroring an image keeps its label (not for digits)
+    votes: Votes | None = None  # annotators' votes, or None
+    soft: NDArray[np.float64] | None = None  # (N, K) soft labels, or None
+    # Ids of examples left out because they have neither label nor vote
     unlabelled: list[str] = field(default_factory=list)
+    # If labels are not required, each example's label as written, "" if missing
     given: list[str] | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was left out, changed or guessed, in sentences
+    # {index: reason} of images in `array` that could not be decoded
     bad: dict[int, str] = field(default_factory=dict)
-    split_values: list[str] | None = None
+    split_values: list[str] | None = None  # values of the column by which the data is split, or None
+    # (N, 16) digests of the images before they were resized to `array`; None: digests of `array`
     digests: Digests | None = None
+    # (N,) int64 labels before `hesstune clean` replaced them, −1 if not a class; None if unknown
     before: NDArray[np.int64] | None = None
-    label_sources: list[str] | None = None
+    label_sources: list[str] | None = None  # source of each label from the column `label_source`, or None
+    # {column: number of distinct values} of columns that may group the examples
     groups: dict[str, int] = field(default_factory=dict)
+    # (N,) group of each example, the same for copies of one example; None if not looked for
     copies: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
@@ -357,7 +336,6 @@ def raw_features(examples: Examples) -> NDArray[np.float64]:
     """Return simple features, (N, D), for noise that depends on the example.
 
     Images are averaged to 8×8×3, texts become counts of hashed words, and vectors are scaled to one length.
-    The scale is fixed: an example has the same features in every part of the data.
     """
     if (vectors := examples.vectors) is not None:
         numbers = vectors.numbers(np.arange(len(vectors))).astype(np.float64)

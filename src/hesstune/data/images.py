@@ -140,13 +140,10 @@ def to_rgb(image: Image.Image, background: Colour = WHITE) -> tuple[Image.Image,
 
 
 def scale_to_8_bits(array: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str, float]:
-    """Scale numbers of more than 8 bits, or floats, to 8 bits.
+    """Scale numbers of more than 8 bits, or floats; return them, the range "" or "… to …", and the largest.
 
     The range is 0 … 65535 for unsigned integers of 16 bits; for other numbers the first of 0 … 1 (floats),
-    0 … 255 and 0 … 65535 that holds them, or else their own range.
-
-    Returns:
-        The values, uint8; the range they were scaled from, "" for 0 … 255; and the largest value.
+    0 … 255 ("") and 0 … 65535 that holds them, or else their own range.
 
     Example:
         >>> scale_to_8_bits(np.array([0, 257, 65535], dtype=np.uint16))
@@ -172,11 +169,7 @@ def scale_to_8_bits(array: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str,
 def read_image(
     file: Path | IO[bytes], background: Colour = WHITE, side: int | None = None
 ) -> tuple[Image.Image, dict[str, float]]:
-    """Read an image file with `to_rgb`; a JPEG may be decoded at a smaller size, not below `side`.
-
-    Raises:
-        Exception: Of many kinds, if it is damaged, or too large to be decoded safely.
-    """
+    """Read an image file with `to_rgb`; a JPEG may be decoded at a smaller size, not below `side`."""
     formats = (*FORMATS, *(("AVIF",) * _has_avif()), *(("HEIF",) * _has_heif()))
     with Image.open(file, formats=formats) as image:
         if image.width * image.height > MAX_PIXELS:
@@ -199,9 +192,7 @@ def decode(path: Path, size: Size, background: Colour = WHITE) -> torch.Tensor:
     """Decode an image with `to_rgb`, resize it and crop its centre: uint8, (3, S, S).
 
     A size S that is a number resizes the shorter side to S, with JPEG files decoded at a smaller size.
-
-    Raises:
-        DataError: If the file is missing, corrupt, truncated or too large to be decoded safely.
+    DataError is raised if the file is missing, corrupt, truncated or too large to be decoded safely.
     """
     return decode_and_hash(path, size, background, False)[0]
 
@@ -329,9 +320,8 @@ def decode_all(
 ) -> tuple[DecodedImages | FileImages, dict[int, str], list[str]]:
     """Decode every image file once, so that a damaged file is found before training starts.
 
-    Returns:
-        The source of the images, which decodes each batch anew if they do not fit in `cache_mib`; {index:
-        reason} of the files that could not be decoded; what was changed, in sentences.
+    The source of the images is returned, which decodes each batch anew if they do not fit in `cache_mib`;
+    {index: reason} of the files that could not be decoded; and what was changed, in sentences.
     """
     side = side_of(size)
     keep = len(paths) * 3 * side * side <= cache_mib * 2**20
@@ -361,11 +351,7 @@ def decode_all(
 
 
 def thumbnails(paths: Sequence[Path], side: int) -> Iterator[Image.Image]:
-    """Yield image files with `to_rgb`, whole, their longer sides at most `side` pixels.
-
-    Raises:
-        DataError: If a file is missing or cannot be decoded.
-    """
+    """Yield image files with `to_rgb`, whole, their longer sides at most `side` pixels."""
 
     def one(path: Path) -> Image.Image:
         try:
@@ -384,19 +370,14 @@ def thumbnails(paths: Sequence[Path], side: int) -> Iterator[Image.Image]:
 
 @dataclass
 class Pixels:
-    """Decoded images.
+    """Decoded images."""
 
-    Attributes:
-        array: (N, 3, S, S) uint8.
-        digests: (N, 16) digests of the images before they were resized, or of the bytes of encoded images.
-        bad: {index: reason} of images that could not be decoded; they are black.
-        notes: What was changed, in sentences.
-    """
-
-    array: torch.Tensor
+    array: torch.Tensor  # (N, 3, S, S) uint8
+    # (N, 16) digests of the images before they were resized, or of the bytes of encoded images
     digests: Digests
+    # {index: reason} of images that could not be decoded; they are black
     bad: dict[int, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was changed, in sentences
 
     def __len__(self) -> int:
         return len(self.array)

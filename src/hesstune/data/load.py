@@ -145,18 +145,13 @@ def _with_given_labels(test: Examples, found: Listing, rows: NDArray[np.int64]) 
 
 @dataclass(frozen=True)
 class NewExamples:
-    """Examples to be predicted.
+    """Examples to be predicted."""
 
-    Attributes:
-        examples: All of them; a label is −1 if it is missing or none of the run's classes, and labels are
-            None if all are.
-        skipped: (id, reason) of examples left out because they could not be decoded.
-        notes: What was left out, changed or guessed, and what has no label, in sentences.
-    """
-
+    # All of them; a label is −1 if it is missing or none of the run's classes, and labels are None if all
+    # are.
     examples: Examples
-    skipped: list[tuple[str, str]]
-    notes: list[str]
+    skipped: list[tuple[str, str]]  # (id, reason) of examples left out because they could not be decoded
+    notes: list[str]  # what was left out, changed or guessed, and what has no label, in sentences
 
 
 def load_examples(

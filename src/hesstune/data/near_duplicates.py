@@ -29,27 +29,14 @@ Rows = NDArray[np.int64]
 
 
 def near_duplicates(parts: Sequence[Examples]) -> list[NDArray[np.int64]]:
-    """Group near-duplicates, within parts and between them, by their inputs alone.
+    """Return group numbers, (N,) for each part, the same for near-duplicates, by the examples' inputs alone.
 
     Images: see `_group_images`. Texts are near-duplicates if `plain_text` makes them equal, or if both have
     at least 8 different words, the weighted Jaccard similarity of their word sets is at least 0.7 (a word's
     weight is its inverse document frequency), at least 0.8 of their words are the same in the same order, and
     they hold the same numbers. Pairs are near-duplicates if both of their texts are. Feature vectors are
-    near-duplicates if they are equal in single precision. Groups are transitive: a near-duplicate of one
-    example of a group belongs to the group.
-
-    Args:
-        parts: Examples of one task: images decoded to squares of one size, texts, or feature vectors.
-
-    Returns:
-        For each part (N,) int64: the number of each example's group, the same for near-duplicates.
-
-    Example:
-        >>> from hesstune.data.examples import Texts
-        >>> texts = Texts([("Good .", None), ("good!", None), ("Not good.", None)])
-        >>> rows, ids = np.arange(3), ["a", "b", "c"]
-        >>> near_duplicates([Examples(texts, rows, ids, None)])
-        [array([0, 0, 1])]
+    near-duplicates if they are equal in single precision. A near-duplicate of one example of a group belongs
+    to the group.
     """
     if any(part.texts is not None for part in parts):
         groups = _group_texts([text for part in parts for text in part.texts or []])
@@ -81,14 +68,11 @@ MOST_KEPT = 8
 
 
 def copies_in(parts: Sequence[Examples]) -> list[Rows]:
-    """Group copies of one example, within parts and between them, by inputs and by names.
+    """Return group numbers, (N,) for each part, the same for copies of one example, by inputs and by names.
 
     As `near_duplicates`, but fast: altered copies of images are looked for among at most MOST_SEARCHED
     images, and only pairs of similar descriptors are compared. Images whose names differ only by an ending of
     COPY_NAMES, in one folder, are copies, too, if their inputs are similar (`confirmed_names`).
-
-    Returns:
-        For each part (N,) int64: the number of each example's group.
     """
     sizes = [len(part) for part in parts]
     ids = [name for part in parts for name in part.ids]
@@ -126,12 +110,7 @@ def _digests(part: Examples) -> NDArray[np.uint8]:
 
 
 def named_groups(ids: Sequence[str]) -> Rows:
-    """Return groups, (N,), of names in one folder that differ only by an ending of a copy.
-
-    Example:
-        >>> named_groups(["a/1.jpg", "a/1_aug2.jpg", "b/1 (2).jpg", "a/2_jpg.rf.0123456789ab.jpg"]).tolist()
-        [0, 0, 1, 2]
-    """
+    """Return groups, (N,), of names in one folder that differ only by an ending of a copy."""
     found: dict[tuple[str, str], int] = {}
     groups = []
     for name in ids:

@@ -16,10 +16,7 @@ DRAWN = ("stratified", "group", "time")
 
 
 def rgb_of(text: str) -> tuple[int, int, int]:
-    """Return red, green and blue, 0 to 255, of a colour written as a name, #rrggbb or R,G,B.
-
-    Raises:
-        ValueError: If it is not a colour.
+    """Return red, green and blue, 0 to 255, of a colour: a name, #rrggbb or R,G,B; ValueError if it is none.
 
     Example:
         >>> rgb_of("white"), rgb_of("#102030"), rgb_of("1, 2, 3")
@@ -40,35 +37,22 @@ def rgb_of(text: str) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Voting:
-    """How a table's votes become labels.
+    """How a table's votes become labels."""
 
-    Attributes:
-        columns: Columns of votes; none: those named vote_….
-        model: The label model.
-        seed: Seed of ties.
-    """
-
-    columns: tuple[str, ...] = ()
-    model: str = "majority"
-    seed: int = 0
+    columns: tuple[str, ...] = ()  # columns of votes; none: those named vote_…
+    model: str = "majority"  # the label model
+    seed: int = 0  # seed of ties
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns that the user names.
+    """Columns that the user names."""
 
-    Attributes:
-        text: Column of texts, or two columns separated by a comma for pairs.
-        label: Column of labels.
-        id: Column of the examples' ids.
-        image: Column of images.
-        needed: The roles whose named column must exist; for other roles the usual column is taken instead.
-    """
-
-    text: str | None = None
-    label: str | None = None
-    id: str | None = None
-    image: str | None = None
+    text: str | None = None  # column of texts, or two columns separated by a comma for pairs
+    label: str | None = None  # column of labels
+    id: str | None = None  # column of the examples' ids
+    image: str | None = None  # column of images
+    # The roles whose named column must exist; for other roles the usual column is taken instead
     needed: frozenset[str] = frozenset(ROLES)
 
     @property
@@ -94,11 +78,6 @@ class Columns:
         Raises:
             DataError: If a named column is missing or named twice, or there is no text or image column that
                 is needed, or both.
-
-        Example:
-            >>> usual = {"text": ("text", "sentence"), "label": ("label",)}
-            >>> Columns(label="stars").find(["sentence", "stars", "label"], usual, "the file")[0]
-            {'label': 'stars', 'text': 'sentence'}
         """
         asked = self._named(columns, what)
         roles = dict(asked)
@@ -154,40 +133,28 @@ def _matching(names: Sequence[str], columns: Sequence[str], taken: Sequence[str]
 
 @dataclass(frozen=True)
 class Reading:
-    """How data is read.
+    """How data is read."""
 
-    Attributes:
-        columns: Columns that the user names.
-        voting: How votes in columns become labels.
-        background: Background colour, RGB, of transparent images.
-        split_column: A further column to read, by which the data is split.
-        several: What to do with a label cell that names several classes; see `hesstune.data.labels.SEVERAL`.
-        confidence: Column of the confidence in each label, which makes soft labels, or None.
-    """
-
-    columns: Columns = Columns()
-    voting: Voting = Voting()
-    background: tuple[int, int, int] = WHITE
-    split_column: str | None = None
+    columns: Columns = Columns()  # columns that the user names
+    voting: Voting = Voting()  # how votes in columns become labels
+    background: tuple[int, int, int] = WHITE  # background colour, RGB, of transparent images
+    split_column: str | None = None  # a further column to read, by which the data is split
+    # What to do with a label cell that names several classes; see `hesstune.data.labels.SEVERAL`
     several: str = "refuse"
-    confidence: str | None = None
+    confidence: str | None = None  # column of the confidence in each label, which makes soft labels, or None
 
 
 @dataclass(frozen=True)
 class SplitRule:
     """A rule by which parts are drawn.
 
-    Attributes:
-        kind: `uniform`, `stratified`, `group`, `time` or `file`.
-        argument: The column of `group` and `time`, the path of `file`.
-
     Example:
         >>> SplitRule.parse("group:patient")
         SplitRule(kind='group', argument='patient')
     """
 
-    kind: str = "uniform"
-    argument: str = ""
+    kind: str = "uniform"  # `uniform`, `stratified`, `group`, `time` or `file`
+    argument: str = ""  # the column of `group` and `time`, the path of `file`
 
     @classmethod
     def parse(cls, text: str) -> SplitRule:
@@ -215,11 +182,7 @@ class SplitRule:
 
 
 def fold_of(text: str) -> tuple[int, int]:
-    """Read `I/K`, fold I of K.
-
-    Raises:
-        ValueError: If it is not of this form, with K of at least 2 and I from 1 to K.
-    """
+    """Read `I/K`, fold I of K; ValueError if it is not of this form, with K ≥ 2 and I from 1 to K."""
     number, slash, count = text.partition("/")
     i, k = parse_integer(number), parse_integer(count)
     if not slash or i is None or k is None:

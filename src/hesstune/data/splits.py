@@ -34,10 +34,8 @@ def draw_parts(
     Parts that the data names are kept; a missing validation part is drawn from the training part. With a fold
     (i, K) the test part is fold i of K, drawn by `folds_rng`, the same for all folds. By time there are K + 1
     stretches of time: the first i are for training and the next is the fold. Copies of an example are drawn
-    into one part, as one; only by time and between parts that the data names they may be in two.
-
-    Raises:
-        DataError: If the rule cannot be followed on this data, or contradicts its own parts.
+    into one part, as one; only by time and between parts that the data names they may be in two. DataError is
+    raised if the rule cannot be followed on this data, or contradicts its own parts.
     """
     if val_fraction + test_fraction >= 1:
         raise DataError(

@@ -48,6 +48,10 @@ class ModelInputs(Protocol):
     def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> Inputs:
         """Return a batch of inputs on the device, augmented for training if asked, by the view's draw."""
 
+    def as_variant(self, indices: NDArray[np.int64], variant: int) -> Inputs:
+        """Return the inputs as one of their variants; by default there are none."""
+        return self.inputs(indices)
+
 
 class ImageInputs(ModelInputs):
     """Normalised images in the network's order of channels, channels last in memory, on the device."""
@@ -101,11 +105,8 @@ class ImageInputs(ModelInputs):
 class TextInputs(ModelInputs):
     """Token ids, attention masks (and segment ids) of texts or pairs of texts, on the device.
 
-    Texts longer than `max_length` tokens are cut at the end; `truncated` counts them.
-
-    Raises:
-        DataError: If the examples are no texts, or a text is blank and may not be.
-        ModelError: If the model has no tokenizer.
+    Texts longer than `max_length` tokens are cut at the end; `truncated` counts them. DataError is raised if
+    a text is blank and may not be.
     """
 
     def __init__(
@@ -143,17 +144,9 @@ class TextInputs(ModelInputs):
         batch = self._tokenizer.pad([self._rows[i] for i in indices], return_tensors="pt")
         return {key: value.to(self._device) for key, value in batch.items()}
 
-    def as_variant(self, indices: NDArray[np.int64], variant: int) -> dict[str, torch.Tensor]:
-        """Return the inputs: a text has no variants."""
-        return self.inputs(indices)
-
 
 class VectorInputs(ModelInputs):
-    """Feature vectors, on the device; they are read from their file by batch.
-
-    Raises:
-        DataError: If the examples are no vectors of as many numbers as the network takes.
-    """
+    """Feature vectors, on the device; they are read from their file by batch."""
 
     def __init__(self, examples: Examples, loaded: LoadedModel, device: torch.device) -> None:
         vectors = examples.vectors
@@ -176,10 +169,6 @@ class VectorInputs(ModelInputs):
     def inputs(self, indices: NDArray[np.int64], augment: bool = False, view: int = 0) -> torch.Tensor:
         """Return vectors, (B, D), in the floating-point type of the weights; they are not augmented."""
         return self._vectors.batch(indices).to(self._device, self._dtype)
-
-    def as_variant(self, indices: NDArray[np.int64], variant: int) -> torch.Tensor:
-        """Return the inputs: a vector has no variants."""
-        return self.inputs(indices)
 
 
 ExampleInputs = ImageInputs | TextInputs | VectorInputs
@@ -239,12 +228,7 @@ def batches_of(
 
 
 def without_singles(batches: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """Merge a batch of one example with the batch before or after it: one example has no variance.
-
-    Example:
-        >>> [b.tolist() for b in without_singles([np.array([0, 1]), np.array([2])])]
-        [[0, 1, 2]]
-    """
+    """Merge a batch of one example with the batch before or after it: one example has no variance."""
     found: list[NDArray[np.int64]] = []
     for batch in batches:
         if found and 1 in (len(batch), len(found[-1])):

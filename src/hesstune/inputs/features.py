@@ -49,13 +49,10 @@ class FeatureInputs(ModelInputs):
 def cached_features(
     model: nn.Module, heads: Sequence[nn.Module], feed: ModelInputs, rows: NDArray[np.int64] | None = None
 ) -> FeatureInputs | None:
-    """Compute the inputs of the head for every example, or for some, in eval mode.
+    """Compute the inputs of the head for every example, or for some, in eval mode; several side by side.
 
-    If several heads make up the logits, their inputs are concatenated.
-
-    Returns:
-        The features, or None if they do not determine the logits: a single head is not the network's last
-        operation, or a head has other inputs than one row per example.
+    None is returned if they do not determine the logits: a single head is not the network's last operation,
+    or a head has other inputs than one row per example.
     """
     seen: list[torch.Tensor] = []
     handles = [h.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach())) for h in heads]
@@ -295,8 +292,7 @@ def frozen_features(
 ) -> NDArray[np.float32]:
     """Return the inputs of the network's head, (N, D) float32, in eval mode, from the shared store.
 
-    Raises:
-        ModelError: If the head is not the network's last operation, so that it has no features.
+    ModelError is raised if the head is not the network's last operation, so that it has no features.
     """
     feed = make_inputs(examples, loaded, device, max_length=max_length)
     found = (_ACTIVE.get() or FeatureStore()).rows(loaded, {"": examples}, {"": feed}, max_length)

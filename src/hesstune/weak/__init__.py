@@ -7,29 +7,17 @@ from typing import TYPE_CHECKING
 from hesstune._lazy import lazily
 
 if TYPE_CHECKING:
-    from hesstune.weak.label_models import LABEL_MODELS, Labelled, label
-    from hesstune.weak.vote_sources import apply_functions, load_functions
-    from hesstune.weak.votes import ABSTAIN, Votes
+    from hesstune.weak.label_models import label
+    from hesstune.weak.vote_sources import apply_functions
+    from hesstune.weak.votes import Votes
 
-__all__ = [
-    "ABSTAIN",
-    "LABEL_MODELS",
-    "Labelled",
-    "Votes",
-    "apply_functions",
-    "label",
-    "load_functions",
-]
+__all__ = ["Votes", "apply_functions", "label"]
 
 __getattr__, __dir__ = lazily(
     __name__,
     {
-        "ABSTAIN": "hesstune.weak.votes",
-        "LABEL_MODELS": "hesstune.weak.label_models",
-        "Labelled": "hesstune.weak.label_models",
         "Votes": "hesstune.weak.votes",
         "apply_functions": "hesstune.weak.vote_sources",
         "label": "hesstune.weak.label_models",
-        "load_functions": "hesstune.weak.vote_sources",
     },
 )

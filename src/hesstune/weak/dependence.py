@@ -36,18 +36,13 @@ def of_several_classes(votes: Votes) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class ErrorGroups:
-    """Which annotators err together.
+    """Which annotators err together."""
 
-    Attributes:
-        group: (m,) int64, the same number for annotators that err together.
-        share: (m,) in (0, 1], what a vote counts: 1/(1 + ρ(s − 1)) in a group of s annotators with mean
-            correlation ρ, 1 of an annotator alone.
-        pairs: `(i, j)` of annotators that err together.
-    """
-
-    group: NDArray[np.int64]
+    group: NDArray[np.int64]  # (m,) int64, the same number for annotators that err together
+    # (m,) in (0, 1], what a vote counts: 1/(1 + ρ(s − 1)) in a group of s annotators with mean correlation ρ,
+    # 1 of an annotator alone.
     share: NDArray[np.float64]
-    pairs: tuple[tuple[int, int], ...] = ()
+    pairs: tuple[tuple[int, int], ...] = ()  # `(i, j)` of annotators that err together
 
     @classmethod
     def none(cls, m: int) -> ErrorGroups:
@@ -127,16 +122,11 @@ def dependence_note(votes: Votes, posterior: NDArray[np.float64], seed: int = 0)
     """Return a sentence about the pairs of annotators with dependent votes given the class, or none.
 
     The statistic of a pair is Pearson's χ² between its table of votes and the table expected if each votes by
-    its own confusion matrix given a class drawn from the posterior. Its distribution under independence is
-    simulated from the same posterior and confusion matrices. A pair is dependent if P(a statistic as large),
-    with Bonferroni's correction, is below LEVEL. A posterior that was fitted to the votes explains some of
-    the dependence away, so the test errs towards independence.
-
-    Args:
-        votes: The votes. Pairs with fewer than FEWEST_TESTED votes in common are not tested, and none if
-            there are more than MOST_ANNOTATORS annotators.
-        posterior: P(class | votes), (N, K), of a label model.
-        seed: Of the simulations.
+    its own confusion matrix given a class drawn from the posterior, (N, K). Its distribution under
+    independence is simulated from the same posterior and confusion matrices. A pair is dependent if P(a
+    statistic as large), with Bonferroni's correction, is below LEVEL. A posterior that was fitted to the
+    votes explains some of the dependence away, so the test errs towards independence. Pairs with fewer than
+    FEWEST_TESTED votes in common are not tested, and none if there are more than MOST_ANNOTATORS annotators.
     """
     k = votes.k
     pairs = list(combinations(range(votes.m), 2)) if votes.m <= MOST_ANNOTATORS else []

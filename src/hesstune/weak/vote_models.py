@@ -29,19 +29,13 @@ MOST_VOTES = 20.0
 
 @dataclass(frozen=True)
 class FittedVotes:
-    """A fitted label model: ln P(class), and what a vote of each annotator adds to the classes.
+    """A fitted label model: ln P(class), and what a vote of each annotator adds to the classes."""
 
-    Attributes:
-        log_prior: (K,) ln P(class).
-        accuracy: (m,) P(vote = class) as fitted; NaN for an annotator that never votes.
-        weight: (m,) what a vote adds to its own class.
-        table: (m, K, K) what it adds to every class, ln P(vote | class) at [annotator, vote, class], in place
-            of `weight`; None if it adds to its own class alone.
-    """
-
-    log_prior: Array
-    accuracy: Array
-    weight: Array
+    log_prior: Array  # (K,) ln P(class)
+    accuracy: Array  # (m,) P(vote = class) as fitted; NaN for an annotator that never votes
+    weight: Array  # (m,) what a vote adds to its own class
+    # (m, K, K) what it adds to every class, ln P(vote | class) at [annotator, vote, class], in place of
+    # `weight`; None if it adds to its own class alone.
     table: Array | None = None
 
     def logits(self, votes: Votes) -> Array:
@@ -59,9 +53,7 @@ class FittedVotes:
     def without_each(self, votes: Votes, group: NDArray[np.int64]) -> Array:
         """Return for every vote the logits of its example by the other votes alone, (V, K).
 
-        Args:
-            votes: The votes.
-            group: (m,) a number for each group of annotators; their votes are left out together.
+        Votes of annotators with the same group number, (m,), are left out together.
         """
         if self.table is None:
             own = self.weight[votes.annotator][:, None] * np.eye(votes.k)[votes.vote]
@@ -85,20 +77,8 @@ def weighted_votes(votes: Votes, log_prior: Array, groups: ErrorGroups, *, stren
     votes, together with `strength` votes at the mean of all: one that votes rarely counts like the others.
     An annotator that votes for one class only has the mean's weight. Votes cannot decide whether it or those
     for other classes are right, and fitted accuracies confirm the class that is ahead. If all annotators vote
-    for one class only, this is the majority vote. Source: Dawid and Skene 1979, with one parameter for each
-    annotator.
-
-    Args:
-        votes: The votes, at least one.
-        log_prior: (K,) ln P(class), held fixed.
-        groups: Which annotators err together, so that their votes count less.
-        strength: Votes that the annotators' mean counts for.
-
-    Example:
-        >>> votes = Votes(np.tile(np.arange(90)[:, None] % 2, 3), 2)
-        >>> fitted = weighted_votes(votes, np.log([0.5, 0.5]), ErrorGroups.none(3), strength=1.0)
-        >>> fitted.accuracy.round(2).tolist()
-        [0.99, 0.99, 0.99]
+    for one class only, this is the majority vote. The prior is held fixed, and votes of annotators that err
+    together count less. Source: Dawid and Skene 1979, with one parameter for each annotator.
     """
     several = of_several_classes(votes)
     if not several.any():
@@ -157,21 +137,8 @@ def tabled_votes(
 ) -> FittedVotes:
     """Fit a table P(vote | class) for each annotator by expectation maximisation, from `weighted_votes`.
 
-    Abstentions are missing votes, and the prior is held fixed. Annotators that vote for one class only have
-    the mean annotator's table, which errs to all classes alike.
-
-    Args:
-        votes: The votes, at least one.
-        log_prior: (K,) ln P(class).
-        groups: See `weighted_votes`.
-        strength: Votes that the mean annotator counts for.
-        fit_table: What tables may be: `confusions` or `spamming`.
-
-    Example:
-        >>> votes, prior = Votes(np.tile(np.arange(90)[:, None] % 2, 3), 2), np.log([0.5, 0.5])
-        >>> fitted = tabled_votes(votes, prior, ErrorGroups.none(3), strength=1.0, fit_table=spamming)
-        >>> fitted.accuracy.round(2).tolist()
-        [1.0, 1.0, 1.0]
+    Abstentions are missing votes, and the prior is held fixed. `fit_table` is `confusions` or `spamming`.
+    Annotators that vote for one class only have the mean annotator's table, which errs to all classes alike.
     """
     k, several = votes.k, of_several_classes(votes)
     fitted = weighted_votes(votes, log_prior, groups, strength=strength)
@@ -241,14 +208,8 @@ def choose(
     """Choose among CANDIDATES the simplest within one standard error of the best.
 
     The score is the mean log-likelihood of held-out votes (`held_out_scores`); no true label is used. One of
-    TABLES must be better than the others by TABLE_STDERRS. A candidate that `collapse`d is refused.
-
-    Args:
-        votes: The votes, at least one.
-        log_prior: (K,) ln P(class), held fixed.
-        seed: Of the folds.
-        among: Names of candidates. They are compared with the majority vote, which is chosen if all are
-            refused.
+    TABLES must be better than the others by TABLE_STDERRS. A candidate that `collapse`d is refused. The
+    majority vote is compared, too, and is chosen if all are refused.
 
     Returns:
         The chosen candidate, fitted to all votes, and a JSON-ready record: its name as `chosen`; `scores`,
@@ -337,13 +298,6 @@ def held_out_scores(votes: Votes, fit: Fit, log_prior: Array, groups: ErrorGroup
 
     The label model is fitted to the examples of the other folds. A vote is not predicted from those of
     annotators that err together with its own.
-
-    Args:
-        votes: The votes.
-        fit: A label model.
-        log_prior: (K,) ln P(class).
-        groups: Which annotators err together.
-        seed: Of the folds.
     """
     n = len(votes)
     fold = np.random.default_rng([seed, 0xF01D]).permutation(n) % FOLDS

@@ -327,15 +327,7 @@ def beside(tables: Sequence[Votes]) -> tuple[Votes, list[str]]:
     """Return the votes of several tables side by side, and notes.
 
     An annotator may be in two tables, one of votes and one of probabilities. Its vote is kept if there is
-    one, and its probabilities if there are some.
-
-    Raises:
-        DataError: If two tables of votes, or two of probabilities, have an annotator of the same name.
-
-    Example:
-        >>> hard = Votes([[0, 1]], 2, ["a", "b"])
-        >>> beside([hard, Votes.of_probabilities(np.array([[[0.3, 0.7]]]), ["b"])])[0].soft.tolist()
-        [[[1.0, 0.0], [0.3, 0.7]]]
+    one, and its probabilities if there are some. Two tables of one kind with one annotator raise DataError.
     """
     if len(tables) == 1:
         return tables[0], []
@@ -363,13 +355,7 @@ def beside(tables: Sequence[Votes]) -> tuple[Votes, list[str]]:
 
 
 def patterns(votes: Votes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct rows of votes: the first example of each, (P,), and the row of each example, (N,).
-
-    Example:
-        >>> first, of = patterns(Votes([[0, 1], [1, -1], [0, 1]], k=2))
-        >>> first.tolist(), of.tolist()
-        ([0, 1], [0, 1, 0])
-    """
+    """Return the distinct rows of votes: the first example of each, (P,), and each example's row, (N,)."""
     import pandas as pd
 
     groups = pd.DataFrame(votes.table).groupby(list(range(votes.m)), sort=False)

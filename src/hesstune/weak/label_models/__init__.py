@@ -21,20 +21,6 @@ from hesstune.weak.votes import ABSTAIN, Votes
 if TYPE_CHECKING:
     from hesstune.noise.latent.channel import Checked
 
-__all__ = [
-    "LABEL_MODELS",
-    "Answer",
-    "LabelModel",
-    "LabelModelName",
-    "Labelled",
-    "ModelInputs",
-    "at_balance",
-    "label",
-    "label_model_class",
-    "majority_vote",
-    "read_balance",
-]
-
 LABEL_MODELS = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 if TYPE_CHECKING:
     LabelModelName = str
@@ -87,11 +73,7 @@ class LabelModel:
 
 
 def label_model_class(name: str) -> type[LabelModel]:
-    """Return the class of a label model by its name.
-
-    Raises:
-        ConfigError: If there is none, with the nearest name.
-    """
+    """Return the class of a label model by its name; ConfigError if there is none, with the nearest name."""
     one_of("label model", name, LABEL_MODELS)
     found: type[LabelModel] = importlib.import_module(f"{__name__}.{name}").LABEL_MODEL
     return found
@@ -204,15 +186,9 @@ SUM_TOLERANCE = 0.02
 def read_balance(
     given: Sequence[str], classes: Sequence[str], majority: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return (K,) shares of the classes.
+    """Return (K,) shares of the classes: `uniform`, `majority` (as given), or `CLASS=SHARE` of each class.
 
-    Args:
-        given: `uniform`; `majority`, the majority vote's; or `CLASS=SHARE` of every class.
-        classes: Class names.
-        majority: (K,) the classes' shares of the majority vote.
-
-    Raises:
-        ConfigError: If it is none of these, or shares do not sum to 1.
+    ConfigError is raised if it is none of these, or shares do not sum to 1.
 
     Example:
         >>> read_balance(["spam=0.1", "ham=0.9"], ["ham", "spam"], np.ones(2) / 2).tolist()
@@ -251,18 +227,11 @@ def read_balance(
 def at_balance(
     posterior: NDArray[np.float64], balance: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], float]:
-    """Return the posteriors nearest to these with the balance as their mean, and the remaining difference.
+    """Return the posteriors nearest to these, (N, K), with the balance, (K,), as mean, and what is missing.
 
     q_i(c) ∝ w_c·p_i(c), w by iterative proportional fitting: of all posteriors of that mean, these have the
     least Kullback–Leibler divergence from the ones given. Examples that are certain stay so; if too many are,
-    the balance cannot be met.
-
-    Args:
-        posterior: (N, K).
-        balance: (K,) shares, all above 0.
-
-    Returns:
-        The posteriors, and the largest difference of their mean from the balance.
+    the balance cannot be met, and a difference remains.
 
     Example:
         >>> q, off = at_balance(np.array([[0.6, 0.4], [0.7, 0.3]]), np.array([0.5, 0.5]))

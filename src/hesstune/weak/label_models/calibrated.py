@@ -27,31 +27,13 @@ MOST_SHOWN = 8
 def calibrated_votes(
     votes: Votes, checked: Checked | None = None, seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return P(class | all annotators) ∝ Π_j p_j(class)^τ_j, with τ_j fitted on examples of other folds.
+    """Return P(class | all annotators) ∝ Π_j p_j(class)^τ_j, τ_j fitted on other folds, and τ, (m,).
 
     Annotator j and the others are independent given the class, and classes are equally probable. So the
     answers on an example have the likelihood Σ_c p_j(c)^τ_j·q_j(c), normalised, with q_j the posterior by the
     others. Each τ_j maximises it, in turn until convergence: agreement with others determines how certain an
     annotator may be. The true class of a human-checked example stands for the others. With one annotator and
-    no checked examples the probabilities stay as they are.
-
-    Args:
-        votes: Votes, soft ones as they are, hard ones as if certain; on every example at least one.
-        checked: (rows, true classes) of human-checked examples.
-        seed: Of the folds.
-
-    Returns:
-        The posterior, (N, K), and the powers fitted to all examples, (m,): 1 keeps an annotator's
-        probabilities, 0 ignores them.
-
-    Example:
-        >>> rng = np.random.default_rng(0)
-        >>> y = rng.integers(0, 2, 900)
-        >>> said = np.where(rng.random((900, 3)) < 0.75, y[:, None], 1 - y[:, None])
-        >>> certain = np.where(np.eye(2)[said] == 1, 0.99, 0.01)  # right in 75 %, with a probability of 99 %
-        >>> posterior, power = calibrated_votes(Votes.of_probabilities(certain))
-        >>> bool((power < 0.4).all()), float(posterior.max(axis=1).mean().round(1))
-        (True, 0.8)
+    no checked examples the probabilities stay as they are (τ = 1). Hard votes count as if certain.
     """
     n, k, given = len(votes), votes.k, votes.given
     logs = np.log(np.maximum(votes.onehot if votes.soft is None else votes.soft, LEAST)) * given[:, :, None]
@@ -76,11 +58,6 @@ def weighed_counts(votes: Votes, checked: Checked | None = None, seed: int = 0) 
 
     A vote weighs the calibrated log-odds of its class against the others, divided by the votes' mean weight.
     Unlike a posterior of all annotators, counts keep how many annotators agree.
-
-    Args:
-        votes: See `calibrated_votes`.
-        checked: See there.
-        seed: See there.
     """
     power = calibrated_votes(votes, checked, seed)[1]
     logs = np.log(np.maximum(votes.onehot if votes.soft is None else votes.soft, LEAST))

@@ -20,21 +20,13 @@ Array = NDArray[np.float64]
 
 
 class Iteration(NamedTuple):
-    """One step of expectation maximisation.
+    """One step of expectation maximisation."""
 
-    Attributes:
-        before: The posterior that prior and confusion matrices are made from, (N, K).
-        prior: P(class), (K,) or one a row, (N, K).
-        confusion: P(vote j | class i) of each annotator, (m, K, K).
-        evidence: ln P(votes | class), (N, K).
-        posterior: The posterior they give, (N, K).
-    """
-
-    before: Array
-    prior: Array
-    confusion: Array
-    evidence: Array
-    posterior: Array
+    before: Array  # the posterior that prior and confusion matrices are made from, (N, K)
+    prior: Array  # P(class), (K,) or one a row, (N, K)
+    confusion: Array  # P(vote j | class i) of each annotator, (m, K, K)
+    evidence: Array  # ln P(votes | class), (N, K)
+    posterior: Array  # the posterior they give, (N, K)
 
 
 def iterations(  # noqa: PLR0913
@@ -86,14 +78,8 @@ def dawid_skene(
     """Return P(class | votes), (N, K), and the confusion matrices P(vote j | class i), (m, K, K).
 
     Expectation maximisation from the vote shares; it stops when the evidence lower bound a vote rises
-    by less than the tolerance. Rows count by their weight, so a million examples cost what their
+    by less than the tolerance. Each row counts by its weight, so a million examples cost what their
     distinct rows cost. Source: Dawid and Skene 1979, section 2; the same iterations as crowd-kit's.
-
-    Args:
-        votes: Votes, on every row at least one.
-        weight: (N,) how many examples each row stands for.
-        steps: At most so many iterations.
-        tolerance: See above.
 
     Example:
         >>> votes = Votes([[0, 0, 0], [1, 1, 1], [0, 0, 1]], k=2)

@@ -37,11 +37,7 @@ class Mace(LabelModel):
 
     @classmethod
     def fit(cls, votes: Votes, inputs: ModelInputs) -> Answer:
-        """Return crowd-kit's probabilities.
-
-        Raises:
-            MissingExtraError: If crowd-kit is not installed.
-        """
+        """Return crowd-kit's probabilities; MissingExtraError if crowd-kit is not installed."""
         try:
             from crowdkit.aggregation import MACE
         except ImportError:

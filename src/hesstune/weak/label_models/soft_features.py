@@ -95,12 +95,6 @@ def soft_dawid_skene(votes: Votes, features: Array, checked: Checked | None, see
     probabilities stand for their votes, and each annotator's log-likelihood counts by TEMPER. The class prior
     of an example is a mixture of a linear probe fitted to the posteriors of the other folds, and of the mean
     posterior of its neighbours in the features, and in features and soft votes. It starts from the mean vote.
-
-    Args:
-        votes: Votes, on every example at least one; hard ones if there are no soft ones.
-        features: (N, D) frozen features.
-        checked: (rows, true classes) of human-checked examples.
-        seed: Of the probe's folds.
     """
     n, k, given = len(votes), votes.k, votes.onehot if votes.soft is None else votes.soft
     views = given / np.maximum(given.sum(axis=2, keepdims=True), 1e-300)
@@ -142,11 +136,7 @@ class SoftFeatures(LabelModel):
 
     @classmethod
     def fit(cls, votes: Votes, inputs: ModelInputs) -> Answer:
-        """Return `soft_dawid_skene`.
-
-        Raises:
-            DataError: If only one example has votes.
-        """
+        """Return `soft_dawid_skene`; DataError if only one example has votes."""
         assert inputs.features is not None
         if len(votes) < 2:
             raise DataError("the label model soft_features needs votes on two examples at least; got one")
