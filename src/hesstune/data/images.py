@@ -144,10 +144,6 @@ def scale_to_8_bits(array: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str,
 
     The range is 0 … 65535 for unsigned integers of 16 bits; for other numbers the first of 0 … 1 (floats),
     0 … 255 ("") and 0 … 65535 that holds them, or else their own range.
-
-    Example:
-        >>> scale_to_8_bits(np.array([0, 257, 65535], dtype=np.uint16))
-        (array([  0,   1, 255], dtype=uint8), '0 to 65535', 65535.0)
     """
     values: NDArray[np.float32] = np.asarray(array, dtype=np.float32)
     if not values.size:

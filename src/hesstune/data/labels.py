@@ -33,12 +33,7 @@ from hesstune.weak.votes import ABSTAIN
 
 
 def is_missing_label(value: object, names: Collection[str] = ()) -> bool:
-    """Return whether a label is missing: None, NaN, NA, another missing value, or −1; `names` are not.
-
-    Example:
-        >>> [is_missing_label(value) for value in (None, float("nan"), " NA ", "-1.0", -1, "none", 0)]
-        [True, True, True, True, True, False, False]
-    """
+    """Return whether a label is missing: None, NaN, NA, another missing value, or −1; `names` are not."""
     text = as_cell(value).strip()
     return text not in names and (is_missing(text) or parse_number(text) == ABSTAIN)
 
@@ -77,17 +72,9 @@ def class_labels(
     """Turn labels as written into class indices; missing labels become −1.
 
     Spaces around a label are dropped. Numbers other than 0, 1, 2, … are mapped in their order. With `names`,
-    labels are names or indices into them, and names without an example are dropped.
-
-    Args:
-        column: The cells.
-        what: The data, for messages.
-        names: Class names.
-        several: What to do with a cell of several classes, one of SEVERAL.
-        declared: Names of classes, which mean no missing label.
-
-    Raises:
-        DataError: If a cell names several classes or an object or no class, or there is only one class.
+    labels are names or indices into them, and names without an example are dropped. Classes that are
+    `declared` mean no missing label. `several` is one of SEVERAL. DataError is raised if a cell is no class,
+    or there is only one class.
     """
     codes, written = column.coded()
     cells, notes = _read_cells(column, what, names or declared, several)
@@ -421,12 +408,8 @@ class CheckedLabels:
     ) -> tuple[dict[str, int], frozenset[str], list[str]]:
         """Return {id: class index} of checked labels among examples, the ids of those removed, and notes.
 
-        Args:
-            examples: {id: (label as given, digest of the image or text)}; "" if it is not to be compared.
-            count_missing: Whether a note says how many decisions are on other examples.
-
-        Raises:
-            DataError: If a checked label is of no example, or decisions are of other data.
+        `examples` are {id: (label as given, digest of the image or text)}; "" if it is not to be compared.
+        DataError is raised if a checked label is of no example, or decisions are of other data.
         """
         if self.decisions is None:
             if strange := [name for name in self.labels if name not in examples]:

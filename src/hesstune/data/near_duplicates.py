@@ -158,13 +158,9 @@ _PUNCTUATION = re.compile(
 
 
 def plain_text(text: str) -> str:
-    r"""Return a text's normal form: NFKC, case folded, without punctuation.
+    """Return a text's normal form: NFKC, case folded, without punctuation.
 
     Words, their order, numbers with their signs, and symbols stay.
-
-    Example:
-        >>> plain_text("  It ’s “GOOD” ,  isn't it ? "), plain_text("-3.5 % off!")
-        ('its good isnt it', '-3.5 % off')
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     seen = "".join(c for c in folded.translate(_MARKS) if c.isspace() or unicodedata.category(c) != "Cf")

@@ -69,15 +69,8 @@ class Columns:
     ) -> tuple[dict[str, str], list[str]]:
         """Return {role: column}, with either a text or an image column, and what was guessed, in sentences.
 
-        Args:
-            columns: The columns of the data.
-            usual: {role: its usual names, in order of preference}.
-            what: The data, for messages.
-            needs_inputs: Whether there must be a text or image column.
-
-        Raises:
-            DataError: If a named column is missing or named twice, or there is no text or image column that
-                is needed, or both.
+        `usual` are {role: its usual names, in order of preference}. DataError is raised if a named column is
+        missing or named twice, or there is no text or image column that is needed, or both.
         """
         asked = self._named(columns, what)
         roles = dict(asked)

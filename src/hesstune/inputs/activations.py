@@ -85,8 +85,8 @@ class ActivationInputs(ModelInputs):
     """Inputs of the part of a network behind a cut: activations; for texts also the masks.
 
     The part before the cut is frozen; `feed` holds the whole network's inputs. Activations are stored in the
-    folder until the run ends, or computed each time without one. OSError is raised if it has no room.
-    `computed` counts the activations computed.
+    folder until the run ends, or computed each time without one; `computed` counts them. OSError is raised if
+    it has no room.
     """
 
     def __init__(self, feed: ExampleInputs, model: nn.Module, cut: Cut, folder: Path | None) -> None:

@@ -142,14 +142,9 @@ def apply_decisions(
 ) -> ReviewedLabels:
     """Apply the decisions of a review to the labels of a data set.
 
-    Args:
-        target: The examples with their labels.
-        decisions: A file that the page of `hesstune clean` downloaded, an export of Label Studio, or a
-            DataFrame with the same columns.
-        contents: {id: digest} of the examples' images or texts; default: computed from the data.
-
-    Raises:
-        DataError: If the data has no labels, or decisions are of other data or contradict each other.
+    They are a file that the page of `hesstune clean` downloaded, an export of Label Studio, or a DataFrame
+    with the same columns. `contents` are {id: digest}; default: computed from the data. DataError is raised
+    if the data has no labels, or decisions are of other data or contradict each other.
     """
     if target.true is None:
         raise DataError("the data has no labels, so there is nothing that decisions could be applied to")

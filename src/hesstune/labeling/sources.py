@@ -122,16 +122,10 @@ class Target:
 
 
 def read_target(spec: str, known: Sequence[str] = TRUTHS, how: Reading | None = None) -> Target:
-    """Read the examples that a data specification names; true labels are used for tables of accuracy alone.
+    """Read the examples that a data specification names, image files or texts.
 
-    Args:
-        spec: `folder:PATH`, a table like `csv:PATH`, or `hf:NAME` with texts.
-        known: Columns of a table that may hold the examples' labels, if none is named; the first that is
-            there does.
-        how: The columns that are named, and what cells of several classes mean.
-
-    Raises:
-        DataError: If the examples are no image files and no texts.
+    True labels are used for tables of accuracy alone. `known` are the columns of a table that may hold them,
+    if none is named; the first that is there does.
     """
     how = how or Reading()
     kind, path, notes = resolved(spec)

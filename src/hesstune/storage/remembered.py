@@ -73,12 +73,10 @@ def remembering(folder: Path | None = None) -> Iterator[None]:
 
 
 def remembered(what: str, arrays: Mapping[str, NDArray[Any] | None], make: Callable[[], Tree]) -> Tree:
-    """Return the result of `make`, or its cached result for the same name and numbers.
+    """Return the result of `make`, nested dicts and lists of tensors and plain values, or its cached result.
 
-    Args:
-        what: What is computed, and all that it depends on except the arrays.
-        arrays: The numbers that it depends on; None is another value than any array.
-        make: Returns nested dicts and lists of tensors, numbers, texts and None.
+    It is cached by the name of what is computed and by the numbers that it depends on; None is another value
+    than any array.
     """
     results = _ACTIVE.get()
     if results is None:

@@ -50,10 +50,6 @@ def safe_cell(value: Any) -> Any:
 
     A text that begins with =, +, -, @, a tab or a line break gets an apostrophe in front; numbers stay. A
     text that has apostrophes before such a sign gets one more, so that `restored_cell` is the inverse.
-
-    Example:
-        >>> [safe_cell(value) for value in ("=1+1", "-0.5", -0.5, "-ism", "'=1", "cat's")]
-        ["'=1+1", '-0.5', -0.5, "'-ism", "''=1", "cat's"]
     """
     return MARK + value if isinstance(value, str) and _is_formula(value) else value
 

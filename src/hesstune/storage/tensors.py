@@ -46,11 +46,7 @@ def stream_tensors(
 ) -> None:
     """Write the safetensors format one tensor at a time: nothing is copied that need not be.
 
-    Args:
-        path: The file.
-        tensors: What is written, by name: dtypes and shapes.
-        values: Its values, in the same order, whole, wherever they are.
-        metadata: Texts of the header.
+    `tensors` are dtypes and shapes by name; `values` are their values, in the same order, wherever they are.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0

@@ -29,14 +29,9 @@ def read_records(
 ) -> Export | None:
     """Read a parsed export, a list of objects or one object; None if it is of no known tool.
 
-    Args:
-        records: What the file holds.
-        where: The file, for messages.
-        label_column: The question, control or output that holds the class, if the export has several.
-        tool: The tool, if it is known.
-
-    Raises:
-        DataError: If an example has several classes, or the question is not clear.
+    `where` is the file, for messages, and `label_column` the question, control or output that holds the
+    class, if there are several. DataError is raised if an example has several classes, or the question is not
+    clear.
     """
     with reading(where, "an export of an annotation tool", DataError):
         tool = tool or tool_of(records)

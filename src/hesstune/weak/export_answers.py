@@ -37,10 +37,6 @@ def seconds_of(text: str) -> float | None:
     """Return a time stamp in seconds since 1970, or None if a text is none; without a zone, it is in UTC.
 
     Time stamps are those of ISO 8601, seconds or milliseconds since 1970, or dates as mail has them.
-
-    Example:
-        >>> seconds_of("1970-01-02T00:00:00Z"), seconds_of("Fri Jan 02 00:00:00 PST 1970"), seconds_of("4.2")
-        (86400.0, 115200.0, None)
     """
     number = parse_number(text)
     if number is not None:

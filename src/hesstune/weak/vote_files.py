@@ -82,17 +82,10 @@ def classes_named(
 ) -> list[str]:
     """Return the classes of labels and votes as written, in the order of their indices.
 
-    These are class names in sorted order, or zero-based integers if all are integers.
-
-    Args:
-        named: Names of classes: labels, and classes that annotators know.
-        voted: Votes without abstentions. A number is an index into the named classes if it is small enough.
-        count: Number of examples.
-        where: The file, for messages.
-        soft: Classes that columns of soft labels name. If all others are among them, they are the classes.
-
-    Raises:
-        DataError: If there is only one class, or a number is no class index.
+    These are class names in sorted order, or zero-based integers if all are integers. A vote that is a number
+    is an index into the named classes if it is small enough. If all are among the classes `soft` of columns
+    of soft labels, those are the classes. DataError is raised if there is one class only, or a number is no
+    class index of so many (`count`) examples.
 
     Example:
         >>> classes_named(["dog", "cat"], ["cow", "1"], 9, "the file"), classes_named([], "021", 9, "it")

@@ -177,13 +177,8 @@ def votes_by_column(
 ) -> WrittenVotes | None:
     """Return the votes of a table with a row for each example and a column for each annotator, or None.
 
-    Args:
-        table: The table.
-        wanted: Columns of votes; none: those named vote_….
-        classes: Class names, if they are known.
-        ids: The examples' ids; None: the examples to be labelled.
-        guess: Whether other columns that look like votes are taken if none is named vote_…, and there must
-            be some.
+    `wanted` are columns of votes; none: those named vote_…. With `guess`, other columns that look like votes
+    are taken if there is none of these, and there must be some.
     """
     columns, notes = vote_columns(table, wanted), list[str]()
     refuse_several(table, columns, classes)
@@ -446,15 +441,7 @@ def probabilities(
 ) -> WrittenVotes | None:
     """Return the probabilities that annotators give, in columns or in objects; None if there are none.
 
-    Args:
-        table: The table of votes.
-        nested: Its columns of objects.
-        named: The columns that are named.
-        known: Names of classes, if they are known.
-        ids: The examples' ids; None: those of the column `id`.
-
-    Raises:
-        DataError: If a cell is no probability, or ids are missing.
+    `known` are names of classes, if they are known, and `ids` those of the examples; None: the column `id`.
     """
     roles = named.found(table, ("worker", "task"))
     is_by_vote = len(roles) == 2
@@ -504,11 +491,6 @@ def soft_columns(table: CsvTable, known: Collection[str] = ()) -> SoftColumns:
     If classes are known, a column's name ends in one of them. Otherwise the names are split at their last
     underscores, or all at their first ones, such that every annotator has the same two classes at least.
     DataError is raised if an annotator has columns for some classes only.
-
-    Example:
-        >>> cells = {name: ["1"] for name in ("p_gpt_yes", "p_gpt_no", "p_llama_yes", "p_llama_no")}
-        >>> sorted(soft_columns(CsvTable.of(cells, "the table")))
-        ['gpt', 'llama']
     """
     bodies = soft_classes(table)
     if not known:
