@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from hesstune.noise.latent.head import FAST_CANDIDATES, GIVEN_MATRIX, MIN_EXAMPL
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.noise.probes import cross_fit
 from hesstune.options import make_options, takes_options
+from hesstune.runs.keywords import DeviceKeywords
 from hesstune.runs.options import DeviceOptions
 from hesstune.runs.read_records import ISSUE_COLUMNS
 from hesstune.runs.records import (
@@ -171,7 +172,7 @@ def label_posterior(
 
 
 @takes_options(DeviceOptions)
-def label_issues(run: Run, **options: Any) -> None:
+def label_issues(run: Run, **options: Unpack[DeviceKeywords]) -> None:
     """Write label_issues.csv, every training example, the least probable label first, and label_issues.json.
 
     As in `hesstune.clean`, probes on features of the network before its training give each label's

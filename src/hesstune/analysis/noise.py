@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from hesstune.noise.estimate import ESTIMATORS, from_posterior, log_likelihoods,
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.noise.probes import reduced_features
 from hesstune.options import make_options, takes_options
+from hesstune.runs.keywords import NoiseCheckKeywords
 from hesstune.runs.options import NoiseCheckOptions
 from hesstune.runs.records import (
     NOISE_CHECK,
@@ -74,7 +75,7 @@ DIRECTIONS = ("too little", "too much", "misplaced")
 
 
 @takes_options(NoiseCheckOptions)
-def check_noise(run: Run, **options: Any) -> NoiseCheck:
+def check_noise(run: Run, **options: Unpack[NoiseCheckKeywords]) -> NoiseCheck:
     """Compare a finished run's noise matrix with estimates from its labels; write `noise_estimate.json`.
 
     Only probes on the reference's features are trained; the run's weights are not used.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from hesstune.analysis.label_issues import label_issues, save_thumbnails
 from hesstune.data.load import reusing_decoded
@@ -11,6 +11,7 @@ from hesstune.errors import ChangedDataError, DataError, ModelError, RunError, u
 from hesstune.options import make_options, takes_options
 from hesstune.report.run_page import example_ids, render_run
 from hesstune.report.study_page import render_study
+from hesstune.runs.keywords import DeviceKeywords
 from hesstune.runs.options import DeviceOptions
 from hesstune.runs.records import REPORT
 from hesstune.runs.run import Run
@@ -19,7 +20,7 @@ from hesstune.study.results import differences, read_results
 
 
 @takes_options(DeviceOptions)
-def write_report(run: Run, **options: Any) -> tuple[Path, str | None]:
+def write_report(run: Run, **options: Unpack[DeviceKeywords]) -> tuple[Path, str | None]:
     """Write a run's report.html, with suspected label errors if the data is available; return why not, too.
 
     Args:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from hesstune.checks import expanded
 from hesstune.errors import ConfigError, DataError, HesstuneWarning, RunError
@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     from hesstune.models.load import LoadedModel, ModelObject
     from hesstune.noise.matrix import NoiseMatrix
     from hesstune.reference import Reference
+    from hesstune.runs.keywords import (
+        CertifyKeywords,
+        DeviceKeywords,
+        MeasureKeywords,
+        NoiseCheckKeywords,
+        PredictKeywords,
+    )
     from hesstune.runs.predictions import Predictions
     from hesstune.storage.seen_examples import SeenExamples
 
@@ -245,7 +252,7 @@ class Run:
         data: Any = None,
         model: ModelObject | None = None,
         progress: Callable[[int, int, str], None] | None = None,
-        **options: Any,
+        **options: Unpack[MeasureKeywords],
     ) -> Measure:
         """Measure every layer on the training examples, as `hesstune measure`; write measure.json.
 
@@ -268,7 +275,7 @@ class Run:
         data: Any = None,
         model: ModelObject | None = None,
         progress: Callable[[int, int, str], None] | None = None,
-        **options: Any,
+        **options: Unpack[CertifyKeywords],
     ) -> Certificate:
         """Bound the test error from the training examples, as `hesstune certify`; write certificate.json.
 
@@ -281,7 +288,9 @@ class Run:
         return found
 
     @takes_options(PredictOptions)
-    def predict(self, data: Any, *, model: ModelObject | None = None, **options: Any) -> Predictions:
+    def predict(
+        self, data: Any, *, model: ModelObject | None = None, **options: Unpack[PredictKeywords]
+    ) -> Predictions:
         """Predict the classes of new data, as `hesstune predict`.
 
         Args:
@@ -296,7 +305,9 @@ class Run:
         return found
 
     @takes_options(NoiseCheckOptions)
-    def noise(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> NoiseCheck:
+    def noise(
+        self, *, data: Any = None, model: ModelObject | None = None, **options: Unpack[NoiseCheckKeywords]
+    ) -> NoiseCheck:
         """Compare the run's noise matrix with estimates from its labels, as `hesstune noise`.
 
         Arguments are as for `measure`, `options` those of `NoiseCheckOptions`.
@@ -309,7 +320,7 @@ class Run:
 
     @takes_options(DeviceOptions)
     def label_issues(
-        self, *, data: Any = None, model: ModelObject | None = None, **options: Any
+        self, *, data: Any = None, model: ModelObject | None = None, **options: Unpack[DeviceKeywords]
     ) -> list[dict[str, str]]:
         """Rank the training labels, likely errors first; write label_issues.csv and return its rows.
 
@@ -322,7 +333,9 @@ class Run:
         return self.records.label_issues or []
 
     @takes_options(DeviceOptions)
-    def report(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> Path:
+    def report(
+        self, *, data: Any = None, model: ModelObject | None = None, **options: Unpack[DeviceKeywords]
+    ) -> Path:
         """Write report.html, as `hesstune report`, and return its path.
 
         Arguments are as for `measure`, `options` those of `DeviceOptions`. Without the run's data the page

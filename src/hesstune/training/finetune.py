@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from hesstune.runs.checkpoint import refuse_one, weights_of
 from hesstune.runs.config import RESUMABLE, FinetuneConfig, make_config, read_config, read_yaml
 from hesstune.runs.folder import claim, entered
 from hesstune.runs.integrity import check_data, check_weights
+from hesstune.runs.keywords import FinetuneKeywords
 from hesstune.runs.run import Run, SourceObjects
 from hesstune.runtime.distributed import joined_ranks, on_main_process, refuse_adapting, world
 from hesstune.runtime.signals import Progress
@@ -54,7 +55,7 @@ RULE = (
 )
 
 
-@takes_options(FinetuneConfig, more=True)
+@takes_options(FinetuneConfig)
 def finetune(  # noqa: PLR0913
     data: Any = None,
     /,
@@ -67,7 +68,7 @@ def finetune(  # noqa: PLR0913
     progress: Progress | None = None,
     observe: Callable[[Trained], None] | None = None,
     keep_weights: bool = True,
-    **options: Any,
+    **options: Unpack[FinetuneKeywords],
 ) -> Run:
     """Fine-tune a pretrained network on a small, perhaps noisily labelled data set.
 
