@@ -27,30 +27,29 @@ from hesstune.models.load import ModelObject
 from hesstune.noise.matrix import NoiseMatrix
 
 '''
-RUN = {"model", "method"}
-# The model of each, options that its functions take as parameters of their own or refuse, and its base.
+# The base of each, its model, and options that its functions take as parameters of their own or refuse.
 KEYWORDS = {
-    "FinetuneKeywords": (FinetuneConfig, RUN, "TypedDict"),
-    "CompareKeywords": (CompareOptions, (), "FinetuneKeywords"),
-    "LabelKeywords": (LabelOptions, ("target", "votes", "functions"), "TypedDict"),
-    "CleanKeywords": (CleanOptions, ("data", "write"), "TypedDict"),
-    "DeviceKeywords": (options.DeviceOptions, (), "TypedDict"),
-    "StabilityKeywords": (options.StabilityOptions, (), "TypedDict"),
-    "MeasureKeywords": (options.MeasureOptions, (), "TypedDict"),
-    "CertifyKeywords": (options.CertifyOptions, (), "TypedDict"),
-    "CheckKeywords": (options.CheckOptions, (), "TypedDict"),
-    "NoiseCheckKeywords": (options.NoiseCheckOptions, (), "TypedDict"),
-    "PredictKeywords": (options.PredictOptions, (), "TypedDict"),
+    "ColumnKeywords": ("TypedDict", options.ColumnOptions, ()),
+    "FinetuneKeywords": ("ColumnKeywords", FinetuneConfig, ("model", "method")),
+    "CompareKeywords": ("FinetuneKeywords", CompareOptions, ()),
+    "LabelKeywords": ("TypedDict", LabelOptions, ("target", "votes", "functions")),
+    "CleanKeywords": ("ColumnKeywords", CleanOptions, ("data", "write")),
+    "StabilityKeywords": ("TypedDict", options.StabilityOptions, ()),
+    "MeasureKeywords": ("TypedDict", options.MeasureOptions, ()),
+    "CertifyKeywords": ("TypedDict", options.CertifyOptions, ()),
+    "CheckKeywords": ("ColumnKeywords", options.CheckOptions, ()),
+    "PredictKeywords": ("ColumnKeywords", options.PredictOptions, ()),
 }
 
 
 def written() -> str:
     """Return what the file should hold."""
     parts = [HEADER]
-    for name, (model, without, base) in KEYWORDS.items():
-        fields = {each: field for each, field in model.model_fields.items() if each not in without}
-        if base == "FinetuneKeywords":
-            fields |= {each: FinetuneConfig.model_fields[each] for each in sorted(RUN)}
+    for name, (base, model, without) in KEYWORDS.items():
+        left_out = {*without, *(KEYWORDS[base][1].model_fields if base in KEYWORDS else ())}
+        fields = {each: field for each, field in model.model_fields.items() if each not in left_out}
+        if name == "CompareKeywords":
+            fields |= {each: FinetuneConfig.model_fields[each] for each in ("model", "method")}
         lines = [f"    {each}: {taken(field)}" for each, field in fields.items()]
         parts.append(f'class {name}({base}, total=False):\n    """`{model.__name__}` by name."""\n\n')
         parts.append("\n".join(lines) + "\n\n")

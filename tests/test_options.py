@@ -10,7 +10,6 @@ import hesstune as ht
 import keywords
 from hesstune.analysis.certify import certify_run
 from hesstune.analysis.measure import measure_run, stability_of_run
-from hesstune.analysis.noise import check_noise
 from hesstune.bounds.sample import LEAKS, NOISE_KNOWLEDGE
 from hesstune.errors import ConfigError
 from hesstune.labeling.options import LabelOptions
@@ -48,7 +47,6 @@ def test_names_known_elsewhere_are_those_taken():
         (measure_run, {"examples": "max", "trace": "exact", "mean_sample": 8, "memory_mib": None}),
         (stability_of_run, {"layers": None, "max_examples": None, "samples": 16, "device": "auto"}),
         (certify_run, {"delta": 0.05, "noise_is": "auto", "repeats": "refuse", "vouch": (), "seed": 0}),
-        (check_noise, {"device": "auto", "seed": 0}),
         (ht.label_data, {"labelers": (), "label_model": "auto", "epochs": 10, "image_size": None}),
         (ht.compare, {"methods": ("vanilla", "robust"), "seeds": 3, "search": 0, "engine": "local"}),
         (ht.predict, {"device": "auto", "skip_bad_images": False}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -270,7 +270,9 @@ def label_data(
 IN_MEMORY = "memory"
 
 
-def _asked(target: Any, votes: Any, functions: Any, options: dict[str, Any]) -> tuple[LabelOptions, Objects]:
+def _asked(
+    target: Any, votes: Any, functions: Any, options: Mapping[str, Any]
+) -> tuple[LabelOptions, Objects]:
     """Return the options, and the objects that are given in place of texts."""
     given = target.given() if isinstance(target, LabelOptions) else {"target": target}
     given |= {name: own for name, own in (("votes", votes), ("functions", functions)) if own is not None}

@@ -11,7 +11,17 @@ from hesstune.models.load import ModelObject
 from hesstune.noise.matrix import NoiseMatrix
 
 
-class FinetuneKeywords(TypedDict, total=False):
+class ColumnKeywords(TypedDict, total=False):
+    """`ColumnOptions` by name."""
+
+    text_column: str | None
+    label_column: str | None
+    id_column: str | None
+    image_column: str | None
+    several_labels: Literal["refuse", "leave_out", "first", "share", "name"]
+
+
+class FinetuneKeywords(ColumnKeywords, total=False):
     """`FinetuneConfig` by name."""
 
     data: str | PathLike[str] | Any
@@ -32,11 +42,6 @@ class FinetuneKeywords(TypedDict, total=False):
     skip_bad_images: bool
     cache_mib: int
     activations_mib: int
-    text_column: str | None
-    label_column: str | None
-    id_column: str | None
-    image_column: str | None
-    several_labels: Literal["refuse", "leave_out", "first", "share", "name"]
     method_options: Mapping[str, float] | None
     budget: Literal["fast", "default", "thorough"]
     train: str
@@ -95,8 +100,8 @@ class CompareKeywords(FinetuneKeywords, total=False):
     baseline: str | None
     jobs: int | None
     engine: Literal["local", "ray"]
-    method: str | type[Method]
     model: str | PathLike[str] | ModelObject
+    method: str | type[Method]
 
 
 class LabelKeywords(TypedDict, total=False):
@@ -131,14 +136,9 @@ class LabelKeywords(TypedDict, total=False):
     device: str
 
 
-class CleanKeywords(TypedDict, total=False):
+class CleanKeywords(ColumnKeywords, total=False):
     """`CleanOptions` by name."""
 
-    text_column: str | None
-    label_column: str | None
-    id_column: str | None
-    image_column: str | None
-    several_labels: Literal["refuse", "leave_out", "first", "share", "name"]
     model: str | None
     head: Sequence[str] | str
     image_size: int | None
@@ -146,12 +146,6 @@ class CleanKeywords(TypedDict, total=False):
     device: str
     checked_labels: str | PathLike[str] | None
     seed: int
-
-
-class DeviceKeywords(TypedDict, total=False):
-    """`DeviceOptions` by name."""
-
-    device: str
 
 
 class StabilityKeywords(TypedDict, total=False):
@@ -200,34 +194,17 @@ class CertifyKeywords(TypedDict, total=False):
     device: str
 
 
-class CheckKeywords(TypedDict, total=False):
+class CheckKeywords(ColumnKeywords, total=False):
     """`CheckOptions` by name."""
 
-    text_column: str | None
-    label_column: str | None
-    id_column: str | None
-    image_column: str | None
-    several_labels: Literal["refuse", "leave_out", "first", "share", "name"]
     sample: int
     prior_fraction: float
     seed: int
 
 
-class NoiseCheckKeywords(TypedDict, total=False):
-    """`NoiseCheckOptions` by name."""
-
-    seed: int
-    device: str
-
-
-class PredictKeywords(TypedDict, total=False):
+class PredictKeywords(ColumnKeywords, total=False):
     """`PredictOptions` by name."""
 
-    text_column: str | None
-    label_column: str | None
-    id_column: str | None
-    image_column: str | None
-    several_labels: Literal["refuse", "leave_out", "first", "share", "name"]
     blank_texts: Literal["predict", "leave_out"]
     skip_bad_images: bool
     device: str

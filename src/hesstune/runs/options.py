@@ -379,12 +379,6 @@ class RunOptions(Options):
         return str(expanded(value)) if value and value.startswith("~") else value
 
 
-class DeviceOptions(Options):
-    """Where to compute."""
-
-    device: str = DEVICE
-
-
 class SampleOptions(Options):
     """Which layers are measured, on how many examples, and where."""
 
