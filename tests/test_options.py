@@ -7,9 +7,9 @@ import pytest
 from pydantic import Field
 
 import hesstune as ht
+import keywords
 from hesstune.analysis.certify import certify_run
 from hesstune.analysis.measure import measure_run, stability_of_run
-from hesstune.analysis.noise import check_noise
 from hesstune.bounds.sample import LEAKS, NOISE_KNOWLEDGE
 from hesstune.errors import ConfigError
 from hesstune.labeling.options import LabelOptions
@@ -47,7 +47,6 @@ def test_names_known_elsewhere_are_those_taken():
         (measure_run, {"examples": "max", "trace": "exact", "mean_sample": 8, "memory_mib": None}),
         (stability_of_run, {"layers": None, "max_examples": None, "samples": 16, "device": "auto"}),
         (certify_run, {"delta": 0.05, "noise_is": "auto", "repeats": "refuse", "vouch": (), "seed": 0}),
-        (check_noise, {"device": "auto", "seed": 0}),
         (ht.label_data, {"labelers": (), "label_model": "auto", "epochs": 10, "image_size": None}),
         (ht.compare, {"methods": ("vanilla", "robust"), "seeds": 3, "search": 0, "engine": "local"}),
         (ht.predict, {"device": "auto", "skip_bad_images": False}),
@@ -116,25 +115,29 @@ def test_no_option_is_without_effect():
             make_options(kind, values)
 
 
-def test_options_stand_in_the_docstring_where_their_line_was():
-    @takes_options(Few)
+def test_help_lists_the_options_before_their_line():
+    @takes_options(Few, without=("folder",))
     def use(first, *, last=1, **options):
         """Use them.
 
         Args:
             first: The first.
             last: The last.
-            **options: Options of `Few`,
-                by name.
-
-        Raises:
-            Nothing.
+            **options: Options of `Few`, by name.
         """
 
-    assert list(inspect.signature(use).parameters) == ["first", "lr", "warm_up", "names", "folder", "last"]
+    assert list(inspect.signature(use).parameters) == ["first", "last", "lr", "warm_up", "names", "options"]
     lines = [line.strip() for line in use.__doc__.splitlines()]
-    assert lines[lines.index("last: The last.") + 1] == "lr: Rate."
-    assert not any("by name" in line for line in lines)
+    assert lines[5:9] == [
+        "lr: Rate.",
+        "warm_up: Steps.",
+        "names: Names.",
+        "**options: Options of `Few`, by name.",
+    ]
+
+
+def test_type_checkers_know_every_option():
+    assert keywords.FILE.read_text(encoding="utf-8") == keywords.written()
 
 
 def test_a_signature_takes_what_its_function_takes():
@@ -142,7 +145,5 @@ def test_a_signature_takes_what_its_function_takes():
     compare.bind({}, data="digits", seeds=2, epochs=1)
     finetune.bind({"epochs": 1}, data="digits", lr=0.1)
     finetune.bind("digits", "minilm", "vanilla", train="head")
-    assert compare.parameters["seeds"].annotation == int | tuple[int, ...]
-    layers = inspect.signature(measure_run).parameters["layers"].annotation
-    assert layers == str | tuple[str, ...] | None
-    assert "**options: Options of `CompareOptions`, and of `finetune`, by name" in ht.compare.__doc__
+    assert compare.parameters["seeds"].annotation == "Sequence[int] | int"
+    assert inspect.signature(measure_run).parameters["layers"].annotation == "Sequence[str] | str | None"

@@ -1,15 +1,13 @@
 """Options, each declared once: a function's keywords and a command's options are fields of one model.
 
 A field says an option's type, default, range and meaning. `make_options` checks values against a model,
-`takes_options` shows a model's fields in a function's signature and docstring, and `hesstune.cli.options`
-makes a command's options of them.
+and `hesstune.cli.options` makes a command's options of them. Functions take them as `**options`: type
+checkers know them from `hesstune.runs.keywords`, which is generated, and `takes_options` adds them to `help`.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
-import operator
 import os
 import re
 import textwrap
@@ -42,13 +40,13 @@ class Shown:
     Attributes:
         metavar: The word that stands for the value in the help.
         repeated: Whether the option is given once for each value.
-        also: A type that Python takes beside the field's own, into which it is made.
+        also: Types that Python takes beside the field's own, into which they are made, as written in code.
         names_file: Whether the value may name a file or folder whose contents count, as PATH or KIND:PATH.
     """
 
     metavar: str
     repeated: bool = False
-    also: type | None = None
+    also: str = ""
     names_file: bool = False
 
 
@@ -98,7 +96,7 @@ def numbers_by_name(value: Any, wanted: str) -> Any:
     return found
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_split), Shown("NAME,NAME,…", also=str)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split), Shown("NAME,NAME,…", also="str")]
 FilePath = Annotated[str, Shown("FILE", names_file=True)]
 DEVICE: Any = Field("auto", description="where to compute: cpu, cuda, mps or auto")
 
@@ -286,66 +284,62 @@ def _reason(problem: ErrorDetails) -> str:
     return " ".join(problem["msg"].removeprefix("Value error, ").split())
 
 
-def takes_options(
-    kind: type[Options], *, more: bool = False, without: Collection[str] = ()
-) -> Callable[[F], F]:
-    """Show a model's options as keywords of a function that takes them as `**options`.
+def takes_options(kind: type[Options], without: Collection[str] = ()) -> Callable[[F], F]:
+    """Show a model's options in the help of a function that takes them as `**options`.
 
-    The signature lists each with its type and default, and in the docstring's Args each stands in place
-    of the line `**options: …` with its meaning.
+    The signature lists each with its type and default, and the docstring's Args with its meaning, before the
+    line `**options: …`.
 
     Args:
         kind: The model.
-        more: Whether the function takes others, too: its `**options` stay, with their line of the docstring.
         without: Options that the function refuses.
     """
 
     def shown(function: F) -> F:
         signature = inspect.signature(function)
-        own = list(signature.parameters.values())
+        skipped = {*signature.parameters, *without}
+        fields = {name: field for name, field in kind.model_fields.items() if name not in skipped}
         made = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.get_default(),
-                annotation=_taken(field),
-            )
-            for name, field in kind.model_fields.items()
-            if name not in signature.parameters and name not in without
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=taken(f))
+            for name, f in fields.items()
         ]
-        kept = [p for p in own if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
-        others = [p for p in own if p.kind is p.KEYWORD_ONLY or (more and p.kind is p.VAR_KEYWORD)]
-        function.__signature__ = signature.replace(parameters=[*kept, *made, *others])  # type: ignore[attr-defined]
-        described = [f"{p.name}: {_sentence(kind.model_fields[p.name])}" for p in made]
+        parameters = sorted([*signature.parameters.values(), *made], key=lambda each: each.kind)
+        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
 
-        def entries(line: re.Match[str]) -> str:
-            first = line[1]
-            written = [
-                textwrap.fill(t, 108, initial_indent=first, subsequent_indent=first + "    ")
-                for t in described
-            ]
-            return "".join(f"{entry}\n" for entry in written) + (line[0] if more else "")
+        def entries(indent: re.Match[str]) -> str:
+            first, more = indent[0], f"{indent[0]}    "
+            texts = (f"{name}: {_sentence(field)}" for name, field in fields.items())
+            lines = [textwrap.fill(t, 108, initial_indent=first, subsequent_indent=more) for t in texts]
+            return "\n".join([*lines, first])
 
-        doc = function.__doc__ or ""
-        function.__doc__ = re.sub(r"(?m)^( +)\*\*options:.*\n(?:\1 +.*\n)*", entries, doc, count=1)
+        function.__doc__ = re.sub(r"(?m)^ +(?=\*\*options: )", entries, function.__doc__ or "", count=1)
         return function
 
     return shown
 
 
-def _taken(field: FieldInfo) -> Any:
-    """Return the type of what a field takes, without what is said of how the command line writes it."""
-    return _plain(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
+def taken(field: FieldInfo) -> str:
+    """Return the type of what Python gives for an option, as code."""
+    shown = [m for m in field.metadata if isinstance(m, Shown)]
+    return _as_code(Annotated[field.annotation, *shown] if shown else field.annotation)
 
 
-def _plain(annotation: Any) -> Any:
-    if get_origin(annotation) is Annotated:
-        bare, *metadata = get_args(annotation)
-        others = [m.also for m in metadata if isinstance(m, Shown) and m.also is not None]
-        return functools.reduce(operator.or_, [*others, _plain(bare)])
-    if get_origin(annotation) in (Union, UnionType):
-        return functools.reduce(operator.or_, map(_plain, get_args(annotation)))
-    return annotation
+def _as_code(annotation: Any) -> str:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        shown = [m for m in parts[1:] if isinstance(m, Shown)]
+        paths = ["PathLike[str]"] if any(m.names_file for m in shown) else []
+        also = [other for m in shown for other in m.also.split(" | ") if other]
+        return " | ".join(dict.fromkeys([*_as_code(parts[0]).split(" | "), *paths, *also]))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_as_code, parts))
+    if origin in (tuple, list):
+        return f"Sequence[{_as_code(parts[0])}]"
+    if origin is dict:
+        return f"Mapping[{_as_code(parts[0])}, {_as_code(parts[1])}]"
+    if annotation is type(None):
+        return "None"
+    return annotation.__name__ if isinstance(annotation, type) else repr(annotation).removeprefix("typing.")
 
 
 def _sentence(field: FieldInfo) -> str:

@@ -294,10 +294,6 @@ def test_a_report_with_all_it_shows_refuses_too_and_is_written_without_the_data(
     assert ht.Run.load(run.path).report().is_file()
 
 
-def test_a_finished_run_resumed_with_the_same_data_is_returned(tiny, run):
-    assert ht.finetune(tiny | {"epochs": 1}, out=str(run.path), resume=True).result == run.result
-
-
 def test_a_changed_labels_csv_is_refused(run):
     text = (run.path / LABELS).read_text()
     changed = re.sub(

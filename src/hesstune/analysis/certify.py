@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -44,6 +44,7 @@ from hesstune.runs.guarantee_log import (
     with_union,
 )
 from hesstune.runs.integrity import check_files
+from hesstune.runs.keywords import CertifyKeywords, CheckKeywords
 from hesstune.runs.options import CertifyOptions, CheckOptions, ColumnOptions
 from hesstune.runs.records import CERTIFICATE, TO_CHECK
 from hesstune.runs.run import Run
@@ -57,7 +58,7 @@ SAMPLE_KEY = 0xC4EC
 @takes_options(CertifyOptions)
 @joined_ranks()
 def certify_run(
-    run: Run, *, progress: Callable[[int, int, str], None] | None = None, **options: Any
+    run: Run, *, progress: Callable[[int, int, str], None] | None = None, **options: Unpack[CertifyKeywords]
 ) -> Certificate:
     """Certify a finished run on the examples it was trained on; write certificate.json to its folder.
 
@@ -242,7 +243,7 @@ def _inputs(case: CertifiedRun, part: Examples, loaded: LoadedModel, rows: Rows)
 
 
 @takes_options(CheckOptions)
-def check_run(run: Run, **options: Any) -> Path:
+def check_run(run: Run, **options: Unpack[CheckKeywords]) -> Path:
     """Draw examples for a person to label, for `certify --checked-labels`; write the sheet to fill in.
 
     It goes to the run's folder and has the columns id, text (of texts) and an empty true_label. The given

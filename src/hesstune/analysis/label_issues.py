@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +24,6 @@ from hesstune.noise.latent.copies import example_groups
 from hesstune.noise.latent.head import FAST_CANDIDATES, GIVEN_MATRIX, MIN_EXAMPLES, robust_head
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.noise.probes import cross_fit
-from hesstune.options import make_options, takes_options
-from hesstune.runs.options import DeviceOptions
 from hesstune.runs.read_records import ISSUE_COLUMNS
 from hesstune.runs.records import (
     EXAMPLES,
@@ -170,8 +168,7 @@ def label_posterior(
     return np.where(total > 0, joint / np.where(total > 0, total, 1), probabilities)
 
 
-@takes_options(DeviceOptions)
-def label_issues(run: Run, **options: Any) -> None:
+def label_issues(run: Run, device: str = "auto") -> None:
     """Write label_issues.csv, every training example, the least probable label first, and label_issues.json.
 
     As in `hesstune.clean`, probes on features of the network before its training give each label's
@@ -183,18 +180,17 @@ def label_issues(run: Run, **options: Any) -> None:
 
     Args:
         run: A finished run.
-        **options: Options of `DeviceOptions`, by name.
+        device: Where to compute: cpu, cuda, mps or auto.
 
     Raises:
-        ConfigError: If an option is wrong.
+        ConfigError: If there is no such device.
         RunError: If the run has not finished, or its data has changed since.
     """
-    asked = make_options(DeviceOptions, options)
     _ = run.outcome
     task = run.task()
     labels = task.train.labels
     assert labels is not None
-    target, loaded = pick_device(asked.device), run.loaded()
+    target, loaded = pick_device(device), run.loaded()
     to_channels_last(loaded.model, target)
     feed = make_inputs(task.train, loaded, target, max_length=run.config.max_length)
     logits = predict_logits(loaded.model, feed)

@@ -79,7 +79,7 @@ def read_label_provenance(run: Run, task: Task, asked: CertifyOptions) -> LabelP
     test_labels = _test_labels(config, task, asked, noise_is)
     if test_labels == "true" and len(task.test) and noise_is != "none":
         assumptions.append("the test labels are the true ones")
-    noise: Any = injected_noise(config, task) if config.inject_noise else run.noise_matrix
+    noise: Any = injected_noise(task, config, config.seed) if config.inject_noise else run.noise_matrix
     rows = np.arange(len(task.train))
     if asked.clean_sample is not None:
         noise, rows = _from_clean_sample(task, asked.clean_sample, asked.delta * CLEAN_SAMPLE_SHARE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from hesstune.inputs.batches import ModelInputs, make_inputs, to_channels_last
 from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
 from hesstune.reference import Reference
+from hesstune.runs.keywords import MeasureKeywords, StabilityKeywords
 from hesstune.runs.options import MeasureOptions, SampleOptions, StabilityOptions
 from hesstune.runs.records import STABILITY, StabilityRecord, StabilityRow
 from hesstune.runs.run import Run
@@ -173,7 +174,7 @@ def measure_run(
     *,
     progress: Callable[[int, int, str], None] | None = None,
     on_forecast: Callable[[str], None] | None = None,
-    **options: Any,
+    **options: Unpack[MeasureKeywords],
 ) -> Measure:
     """Measure every layer of a finished run, by default on its validation examples; write it beside the run.
 
@@ -211,7 +212,9 @@ def measure_run(
 
 @takes_options(StabilityOptions)
 @joined_ranks()
-def stability_of_run(run: Run, sigmas: Sequence[float] = SIGMAS, **options: Any) -> list[Stability]:
+def stability_of_run(
+    run: Run, sigmas: Sequence[float] = SIGMAS, **options: Unpack[StabilityKeywords]
+) -> list[Stability]:
     """Measure a finished run's noise stability over a range of σ; write noise_stability.json beside it.
 
     Args:

@@ -15,7 +15,7 @@ from hesstune.errors import DataError, NoiseMatrixError
 from hesstune.noise.estimate import ESTIMATORS, from_posterior, log_likelihoods, well_conditioned
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.noise.probes import reduced_features
-from hesstune.options import make_options, takes_options
+from hesstune.options import make_options
 from hesstune.runs.options import NoiseCheckOptions
 from hesstune.runs.records import (
     NOISE_CHECK,
@@ -73,15 +73,15 @@ OFF, DRAWS = (0.05, 0.1, 0.2), 5
 DIRECTIONS = ("too little", "too much", "misplaced")
 
 
-@takes_options(NoiseCheckOptions)
-def check_noise(run: Run, **options: Any) -> NoiseCheck:
+def check_noise(run: Run, seed: int = 0, device: str = "auto") -> NoiseCheck:
     """Compare a finished run's noise matrix with estimates from its labels; write `noise_estimate.json`.
 
     Only probes on the reference's features are trained; the run's weights are not used.
 
     Args:
         run: A finished run.
-        **options: Options of `NoiseCheckOptions`, by name.
+        seed: Seed of what is drawn.
+        device: Where to compute: cpu, cuda, mps or auto.
 
     Returns:
         The matrix that the loss used, a row for each estimator, the cost of an error in F, the test of
@@ -92,7 +92,7 @@ def check_noise(run: Run, **options: Any) -> NoiseCheck:
         RunError: If the run has not finished.
         DataError: If there are too few examples.
     """
-    asked = make_options(NoiseCheckOptions, options)
+    asked = make_options(NoiseCheckOptions, {"seed": seed, "device": device})
     _ = run.outcome
     config, task = run.config, run.task()
     if len(task.train) < 4 * task.k:

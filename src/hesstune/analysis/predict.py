@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from hesstune.inputs.batches import make_inputs, predict_logits, to_channels_las
 from hesstune.models.load import LoadedModel
 from hesstune.options import make_options, takes_options
 from hesstune.runs.config import FinetuneConfig
+from hesstune.runs.keywords import PredictKeywords
 from hesstune.runs.loading import reading_of, size_of
 from hesstune.runs.options import PredictOptions
 from hesstune.runs.predictions import Predictions
@@ -22,7 +23,7 @@ from hesstune.training.metrics import accuracy
 
 
 @takes_options(PredictOptions)
-def predict(run: Run | str | Path, data: Any, **options: Any) -> Predictions:
+def predict(run: Run | str | Path, data: Any, **options: Unpack[PredictKeywords]) -> Predictions:
     """Predict the classes of new data with a finished run.
 
     Args:

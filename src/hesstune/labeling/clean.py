@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ from hesstune.noise.latent.two_views import count_text, counted, mean_posterior,
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.options import make_options, takes_options
 from hesstune.runs.integrity import content_digests
+from hesstune.runs.keywords import CleanKeywords
 from hesstune.runtime.device import pick_device
 from hesstune.storage.files import made_folder
 from hesstune.storage.tables import write_csv
@@ -339,7 +340,7 @@ def clean(
     *,
     features: Any = None,
     labels: Any = None,
-    **options: Any,
+    **options: Unpack[CleanKeywords],
 ) -> LabelIssues:
     """Find the labels of a data set that are probably wrong: no network is trained, and no rate is needed.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from hesstune.noise.latent.two_views import counted, rate_interval
 from hesstune.noise.matrix import NEAR_GUESSING, NoiseMatrix, guessing_rate
 from hesstune.noise.probes import Reduction
 from hesstune.options import make_options, takes_options
+from hesstune.runs.keywords import LabelKeywords
 from hesstune.storage.files import json_writer, made_folder, replace_files
 from hesstune.storage.tables import csv_writer
 from hesstune.weak.dependence import dependence_note
@@ -179,7 +180,7 @@ def label_data(
     target: Any = None,
     votes: Any = None,
     functions: str | Callable[..., object] | Sequence[Callable[..., object]] | None = None,
-    **options: Any,
+    **options: Unpack[LabelKeywords],
 ) -> Labelling:
     """Make labels from votes, and estimate the labels' noise matrix; no true label is used for either.
 
@@ -269,7 +270,9 @@ def label_data(
 IN_MEMORY = "memory"
 
 
-def _asked(target: Any, votes: Any, functions: Any, options: dict[str, Any]) -> tuple[LabelOptions, Objects]:
+def _asked(
+    target: Any, votes: Any, functions: Any, options: Mapping[str, Any]
+) -> tuple[LabelOptions, Objects]:
     """Return the options, and the objects that are given in place of texts."""
     given = target.given() if isinstance(target, LabelOptions) else {"target": target}
     given |= {name: own for name, own in (("votes", votes), ("functions", functions)) if own is not None}

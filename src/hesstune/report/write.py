@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from hesstune.analysis.label_issues import label_issues, save_thumbnails
 from hesstune.data.load import reusing_decoded
 from hesstune.errors import ChangedDataError, DataError, ModelError, RunError, unknown_name
-from hesstune.options import make_options, takes_options
 from hesstune.report.run_page import example_ids, render_run
 from hesstune.report.study_page import render_study
-from hesstune.runs.options import DeviceOptions
 from hesstune.runs.records import REPORT
 from hesstune.runs.run import Run
 from hesstune.storage.files import write_text
 from hesstune.study.results import differences, read_results
 
 
-@takes_options(DeviceOptions)
-def write_report(run: Run, **options: Any) -> tuple[Path, str | None]:
+def write_report(run: Run, device: str = "auto") -> tuple[Path, str | None]:
     """Write a run's report.html, with suspected label errors if the data is available; return why not, too.
 
     Args:
         run: A finished run.
-        **options: Options of `DeviceOptions`, by name.
+        device: Where to compute: cpu, cuda, mps or auto.
 
     Raises:
         ConfigError: If an option is wrong.
         ChangedDataError: If the run's data is not what the run was made from.
         RunError: If a record is damaged.
     """
-    asked = make_options(DeviceOptions, options)
     note, records = None, run.records
     records.read_all()  # a damaged record is an error of its own
     with reusing_decoded():
@@ -43,7 +38,7 @@ def write_report(run: Run, **options: Any) -> tuple[Path, str | None]:
             pass
         try:  # the page is complete without suspected label errors
             if records.label_issues is None:
-                label_issues(run, device=asked.device)
+                label_issues(run, device=device)
             ids = example_ids(run.records)
             if set(ids) - set(records.images):
                 save_thumbnails(run, ids)

@@ -7,28 +7,11 @@ from typing import TYPE_CHECKING
 from hesstune._lazy import lazily
 
 if TYPE_CHECKING:
-    from hesstune.runs.config import FinetuneConfig, make_config
-    from hesstune.runs.options import (
-        CertifyOptions,
-        MeasureOptions,
-        NoiseCheckOptions,
-        PredictOptions,
-        StabilityOptions,
-    )
+    from hesstune.runs.config import FinetuneConfig
+    from hesstune.runs.options import CertifyOptions, MeasureOptions, PredictOptions
     from hesstune.runs.predictions import Predictions
-    from hesstune.runs.run import Run
 
-__all__ = [
-    "CertifyOptions",
-    "FinetuneConfig",
-    "MeasureOptions",
-    "NoiseCheckOptions",
-    "PredictOptions",
-    "Predictions",
-    "Run",
-    "StabilityOptions",
-    "make_config",
-]
+__all__ = ["CertifyOptions", "FinetuneConfig", "MeasureOptions", "PredictOptions", "Predictions"]
 
 __getattr__, __dir__ = lazily(
     __name__,
@@ -36,11 +19,7 @@ __getattr__, __dir__ = lazily(
         "FinetuneConfig": "hesstune.runs.config",
         "CertifyOptions": "hesstune.runs.options",
         "MeasureOptions": "hesstune.runs.options",
-        "NoiseCheckOptions": "hesstune.runs.options",
         "PredictOptions": "hesstune.runs.options",
-        "StabilityOptions": "hesstune.runs.options",
         "Predictions": "hesstune.runs.predictions",
-        "Run": "hesstune.runs.run",
-        "make_config": "hesstune.runs.config",
     },
 )

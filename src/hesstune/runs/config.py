@@ -73,10 +73,7 @@ class FinetuneConfig(
         return make_config({**self.given(), "train": "head"}).resolved()
 
     def on_features(self, width: int) -> tuple[FinetuneConfig, list[str]]:
-        """Return the resolved configuration of a linear head on feature vectors, and notes.
-
-        Args:
-            width: D, the length of the vectors.
+        """Return the resolved configuration of a linear head on feature vectors of a width, and notes.
 
         Raises:
             ConfigError: If other layers than a head are to be trained.
@@ -110,7 +107,7 @@ class FinetuneConfig(
             changes["radius"] = None  # no constraint; a comparison may give all methods the same options
         if kind.uses_noise() and not kind.solves_head and not self.noise_matrix and self.inject_noise:
             changes["noise_matrix"] = "true"
-        self._check_noise(kind, changes.get("noise_matrix", self.noise_matrix))
+        self._check_labels(kind, changes.get("noise_matrix", self.noise_matrix))
         if kind.warms_up and self.warmup_epochs >= self.epochs:
             if "warmup_epochs" in given:
                 raise ConfigError(
@@ -119,17 +116,8 @@ class FinetuneConfig(
                     "--warmup-epochs, raise --epochs, or choose --method vanilla or constraint"
                 )
             changes["warmup_epochs"] = self.epochs - 1  # one epoch of the method's own loss
-        self._check_balance(kind)
-        if self.shard and not kind.shards:
-            raise ConfigError(
-                f"method '{self.method}' cannot train sharded weights; choose another, such as --method "
-                "vanilla, or leave --shard out"
-            )
         made = self.model_copy(update=changes)
         made.__pydantic_fields_set__.intersection_update(given)
-        needs_val = (made.patience or made.select == "best") and not kind.solves_head
-        if needs_val and self.val_fraction == 0 and self.data == "digits":
-            raise ConfigError("early stopping and --select best need validation data; raise --val-fraction")
         return made
 
     def _image_options(self, usual: int) -> dict[str, Any]:
@@ -159,46 +147,42 @@ class FinetuneConfig(
                 "--train head, where features are mixed, or choose another method"
             )
 
-    def _check_noise(self, kind: type[Method], noise_matrix: str | None) -> None:
-        """Raise ConfigError if options about noise and labels contradict each other or the method."""
-        if kind.needs_noise_matrix and noise_matrix is None:
-            raise ConfigError(
-                f"method '{self.method}' needs a noise matrix: give --noise-matrix "
-                "(estimate:auto, a rate such as 0.3, symmetric:RATE, pair:RATE or a matrix file)"
-            )
-        if self.noise_matrix == "true" and self.inject_noise is None:
-            raise ConfigError(
-                "--noise-matrix true means the noise that --inject-noise injects, and none was given"
-            )
-        if self.soft_labels and not kind.takes_soft:
-            raise ConfigError(f"method '{self.method}' takes no soft labels; leave --soft-labels out")
-        if self.confidence_column is not None and not self.soft_labels:
-            raise ConfigError(
-                "--confidence-column makes soft labels: give --soft-labels, too, or leave it out"
-            )
-        if self.soft_labels and self.inject_noise is not None:
-            raise ConfigError(
-                "--inject-noise corrupts hard labels; leave out --soft-labels or --inject-noise"
-            )
+    def _check_labels(self, kind: type[Method], noise_matrix: str | None) -> None:
+        """Raise ConfigError if options about labels and their noise contradict each other or the method."""
+        weights, sampler = self.class_weights == "balanced", self.sampler == "balanced"
+        held_out = False
         if (self.noise_matrix or "").startswith("estimate"):
             from hesstune.noise.estimate import parse_request
 
-            if parse_request(str(self.noise_matrix)) == "holdout" and self.checked_labels is None:
-                raise ConfigError("estimate:holdout needs checked labels: give --checked-labels FILE")
-
-    def _check_balance(self, kind: type[Method]) -> None:
-        """Raise ConfigError if classes cannot be balanced as asked."""
-        weights, sampler = self.class_weights == "balanced", self.sampler == "balanced"
-        if self.soft_labels and (weights or sampler):
-            raise ConfigError("soft labels cannot be balanced by class; leave one of the two out")
-        if kind.head_alone and sampler:
-            raise ConfigError(f"method '{self.method}' has no balanced sampler; leave --sampler out")
-        if weights and sampler:
-            raise ConfigError("balanced class weights and a balanced sampler correct twice; choose one")
-        if weights and not kind.weighs_classes:
-            raise ConfigError(
-                f"method '{self.method}' has no balanced class weights; use --sampler balanced instead"
-            )
+            held_out = parse_request(str(self.noise_matrix)) == "holdout"
+        method = f"method '{self.method}'"
+        for is_wrong, why in (
+            (kind.needs_noise_matrix and noise_matrix is None,
+             f"{method} needs a noise matrix: give --noise-matrix (estimate:auto, a rate such as 0.3, "
+             "symmetric:RATE, pair:RATE or a matrix file)"),
+            (self.noise_matrix == "true" and self.inject_noise is None,
+             "--noise-matrix true means the noise that --inject-noise injects, and none was given"),
+            (self.soft_labels and not kind.takes_soft,
+             f"{method} takes no soft labels; leave --soft-labels out"),
+            (self.confidence_column is not None and not self.soft_labels,
+             "--confidence-column makes soft labels: give --soft-labels, too, or leave it out"),
+            (self.soft_labels and self.inject_noise is not None,
+             "--inject-noise corrupts hard labels; leave out --soft-labels or --inject-noise"),
+            (held_out and self.checked_labels is None,
+             "estimate:holdout needs checked labels: give --checked-labels FILE"),
+            (self.soft_labels and (weights or sampler),
+             "soft labels cannot be balanced by class; leave one of the two out"),
+            (kind.head_alone and sampler, f"{method} has no balanced sampler; leave --sampler out"),
+            (weights and sampler,
+             "balanced class weights and a balanced sampler correct twice; choose one"),
+            (weights and not kind.weighs_classes,
+             f"{method} has no balanced class weights; use --sampler balanced instead"),
+            (self.shard and not kind.shards,
+             f"{method} cannot train sharded weights; choose another, such as --method vanilla, or leave "
+             "--shard out"),
+        ):  # fmt: skip
+            if is_wrong:
+                raise ConfigError(why)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values for YAML."""

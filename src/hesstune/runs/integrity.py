@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from hesstune.data.examples import PARTS, Digests, Examples, Task, as_digests, digest_bytes, image_digests
 from hesstune.errors import ChangedDataError, HesstuneWarning, RunError, listed
 from hesstune.reference import Reference
-from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.read_records import Records
 from hesstune.runs.records import CONFIG, DATA, LABELS, MODEL, NOISE_MATRIX, REFERENCE
 from hesstune.storage.files import reading
@@ -38,19 +37,12 @@ SOFT_STEP, SHIFT = 1e-3, 0.318
 
 @dataclass(frozen=True)
 class PartRecord:
-    """The examples of a part, in their order.
-
-    Attributes:
-        ids: One id an example.
-        contents: (N, 16) digests of the images or texts, alike for equal contents in any run and part.
-        labels: (N, 16) digests of all that the data says of the class.
-        trained: (N,) int64 labels to train on: those of the data, or noisy ones if noise is injected.
-    """
+    """The examples of a part, in their order."""
 
     ids: list[str]
-    contents: Digests
-    labels: Digests
-    trained: NDArray[np.int64]
+    contents: Digests  # (N, 16) of images or texts, alike for equal contents in any run and part
+    labels: Digests  # (N, 16) of all that the data says of the class
+    trained: NDArray[np.int64]  # (N,) labels to train on: of the data, or noisy ones if noise is injected
 
     @classmethod
     def of(cls, part: Examples, classes: list[str], injected: bool, anew: bool) -> PartRecord:
@@ -82,27 +74,19 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class DataRecord:
-    """The examples of a run by part, as digests.
-
-    Attributes:
-        classes: Class names.
-        parts: A record for each of `PARTS`.
-    """
+    """The examples of a run as digests, a record for each of `PARTS`."""
 
     classes: list[str]
     parts: dict[str, PartRecord]
 
     @classmethod
-    def of(cls, task: Task, config: FinetuneConfig, data: Any) -> DataRecord:
-        """Record the examples of a run.
+    def of(cls, task: Task, injected: bool, data: Any) -> DataRecord:
+        """Record the examples of a run, which have the labels that they are trained on.
 
-        Args:
-            task: The examples, labelled as they are trained on.
-            config: The run's configuration.
-            data: What was given in place of the data that the configuration names. A task that was made
-                earlier may have been changed since it was read, so its contents are digested anew.
+        If the `data` that was given is a task, it may have been changed since it was read, so its contents
+        are digested anew. `injected` says whether noise is injected into the labels.
         """
-        how = bool(config.inject_noise), isinstance(data, Task)
+        how = injected, isinstance(data, Task)
         return cls(task.classes, {n: PartRecord.of(getattr(task, n), task.classes, *how) for n in PARTS})
 
     def checksums(self) -> dict[str, str]:
@@ -232,10 +216,6 @@ def _vote_bytes(votes: Votes) -> list[bytes]:
 def check_data(run: Records, now: DataRecord) -> None:
     """Check that examples are those that a run was made from: ids, contents and labels of every part.
 
-    Args:
-        run: The records of the run's folder.
-        now: The record of the examples as they are now.
-
     Raises:
         ChangedDataError: If an example differs, naming the first ones.
         RunError: If the run's folder does not say what it was made from.
@@ -331,12 +311,6 @@ def check_weights(run: Records, start: Mapping[str, torch.Tensor]) -> None:
 
 def check_start(before: Records, now: DataRecord, reference: Reference, seen: SeenExamples) -> None:
     """Check that a run is resumed from the same data and weights; restore a damaged reference file.
-
-    Args:
-        before: The records of the run as it was started.
-        now: The record of the examples as they are now.
-        reference: The weights that training starts from.
-        seen: The examples that these weights have seen.
 
     Raises:
         RunError: Naming what is no longer what the run was started from.

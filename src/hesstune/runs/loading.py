@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,38 +18,40 @@ from hesstune.data.labels import checked, read_checked_labels
 from hesstune.data.load import load_task
 from hesstune.data.reading import ROLES, Columns, Reading, Voting, rgb_of
 from hesstune.errors import ConfigError, ModelError
-from hesstune.methods import method_class
 from hesstune.models.load import LoadedModel, ModelObject, load_model, set_parameters
 from hesstune.noise.instance import average, instance_rate, instance_transitions
 from hesstune.noise.matrix import NoiseMatrix, draw_classes, is_written_out
+from hesstune.options import Options
 from hesstune.resizing import Resize, Size
 from hesstune.runs.config import FinetuneConfig
-from hesstune.runs.options import ColumnOptions
+from hesstune.runs.options import ColumnOptions, ExampleOptions, ModelOptions, NoiseOptions
 from hesstune.runs.records import RunRecord
 
+O = TypeVar("O", bound=Options)  # noqa: E741
 
-def base_folder(config: FinetuneConfig) -> str:
-    """Return the absolute path of the folder that a run's network comes from, or ""."""
-    kind, _, path = config.model.partition(":")
+
+def base_folder(model: str) -> str:
+    """Return the absolute path of the folder that a network comes from, or ""."""
+    kind, _, path = model.partition(":")
     return str(expanded(path).absolute()) if kind == "hf" and path and expanded(path).is_dir() else ""
 
 
-def located(config: FinetuneConfig, facts: RunRecord) -> FinetuneConfig:
-    """Return a run's configuration with its paths as they are to be found from here.
+def located(options: O, facts: RunRecord) -> O:
+    """Return a run's options with its paths as they are to be found from here.
 
     A relative path that does not exist from this working folder, but exists from the one in which the run was
     made, is taken from there.
     """
     changes = {}
     for name in ("data", "model", "checked_labels", "inject_noise", "split"):
-        value = getattr(config, name)
+        value = getattr(options, name, None)
         if not isinstance(value, str) or not facts.working_folder:
             continue
         kind, sign, path = _split(name, value)
         there = Path(facts.working_folder) / path if path else None
         if there is not None and not expanded(path).exists() and there.exists():
             changes[name] = f"{kind}{sign}{there}"
-    return config.model_copy(update=changes)
+    return options.model_copy(update=changes)
 
 
 def _split(name: str, value: str) -> tuple[str, str, str]:
@@ -62,9 +64,9 @@ def _split(name: str, value: str) -> tuple[str, str, str]:
     return "", "", "" if has_no_path else value
 
 
-def missing_data(config: FinetuneConfig, facts: RunRecord) -> str:
+def missing_data(data: str, facts: RunRecord) -> str:
     """Return a hint to the run's data if its path does not exist; else an empty text."""
-    path = _split("data", config.data)[2]
+    path = _split("data", data)[2]
     if not path or expanded(path).exists() or not facts.working_folder:
         return ""
     there = Path(facts.working_folder) / expanded(path)
@@ -72,7 +74,7 @@ def missing_data(config: FinetuneConfig, facts: RunRecord) -> str:
 
 
 def network_of(
-    config: FinetuneConfig,
+    options: ModelOptions,
     facts: RunRecord,
     weights: Mapping[str, torch.Tensor],
     source: str,
@@ -81,7 +83,7 @@ def network_of(
     """Rebuild a fine-tuned network with its preprocessing, in eval mode, on the CPU.
 
     Args:
-        config: The run's.
+        options: The run's.
         facts: What its run.json holds.
         weights: All parameters and buffers by name.
         source: Their file, for messages.
@@ -90,26 +92,26 @@ def network_of(
     Raises:
         ModelError: If the weights do not fit the network, or it is needed and not given.
     """
-    config = located(config, facts)
-    if model is None and facts.base_folder and not base_folder(config):
+    options = located(options, facts)
+    if model is None and facts.base_folder and not base_folder(options.model):
         raise ModelError(
             f"the run's network comes from the folder {facts.base_folder}, which is not there now: put it "
             "back, or give the network in Python, Run.load(path, model=…)"
         )
     try:
         loaded = load_model(
-            config.model if model is None else model,
+            options.model if model is None else model,
             len(facts.classes),
             head_init="keep",
             text=facts.kind == "text",
             pretrained=False,
             head=[facts.head, *facts.other_heads],
-            dtype=config.dtype,
+            dtype=options.dtype,
         )
     except ModelError as error:
         if model is not None:
             raise ModelError(f"the model given does not fit the run in {source}: {error}") from error
-        if not config.model.startswith("py:") or facts.working_folder in ("", str(Path.cwd())):
+        if not options.model.startswith("py:") or facts.working_folder in ("", str(Path.cwd())):
             raise
         raise ModelError(f"{error}; the run was made in {facts.working_folder}: use it from there") from error
     set_parameters(loaded.model, dict(weights), source)
@@ -143,10 +145,10 @@ def clean_task(config: FinetuneConfig, data: Any = None) -> Task:
     )
 
 
-def size_of(config: FinetuneConfig) -> Size:
+def size_of(data: ExampleOptions) -> Size:
     """Return the side of a run's images, or the rule by which they are resized and cropped."""
-    assert config.image_size is not None  # resolved
-    return Resize.parse(config.resize, config.image_size) if config.resize else config.image_size
+    assert data.image_size is not None  # resolved
+    return Resize.parse(data.resize, data.image_size) if data.resize else data.image_size
 
 
 def reading_of(config: FinetuneConfig, asked: ColumnOptions | None = None) -> Reading:
@@ -154,53 +156,48 @@ def reading_of(config: FinetuneConfig, asked: ColumnOptions | None = None) -> Re
 
     Args:
         config: The run's.
-        asked: What is said of other data's columns: if it says nothing, the run's columns are taken if
-            they are there.
+        asked: Columns of other data; those that it does not name are the run's, if they are there.
     """
     own = {role: getattr(config, f"{role}_column") for role in ROLES}
-    columns = Columns(**own)
-    if asked is not None:
-        other = {role: name for role in ROLES if (name := getattr(asked, f"{role}_column"))}
-        columns = Columns(**own | other, needed=frozenset(other))
+    other = {role: name for role in ROLES if asked and (name := getattr(asked, f"{role}_column"))}
     names = tuple(name.strip() for name in (config.vote_columns or "").split(",") if name.strip())
     return Reading(
-        columns,
+        Columns(**own | other, needed=frozenset(other)) if asked else Columns(**own),
         Voting(names, config.label_model, config.seed),
         rgb_of(config.background),
-        several=(config if asked is None else asked).several_labels,
-        # Of new data, the labels serve to be compared with alone.
-        confidence=config.confidence_column if asked is None else None,
+        several=(asked or config).several_labels,
+        # Labels of new data are only compared with.
+        confidence=None if asked else config.confidence_column,
     )
 
 
 def run_task(config: FinetuneConfig, data: Any = None) -> Task:
     """Load the examples of a run again, with the labels it was trained on (by seed the same)."""
     task = clean_task(config, data)
-    return noisy(task, injected_noise(config, task), config)
+    injected = injected_noise(task, config, config.seed)
+    return noisy(task, injected, config, config.seed, config.limit is not None)
 
 
-def injected_noise(config: FinetuneConfig, task: Task) -> NoiseMatrix | None:
+def injected_noise(task: Task, noise: NoiseOptions, seed: int) -> NoiseMatrix | None:
     """Return the noise matrix of what --inject-noise injects into true labels, or None.
 
     Of noise that depends on the example it is the mean over the training examples of each class.
     """
-    if not config.inject_noise:
+    if not noise.inject_noise:
         return None
-    rate = instance_rate(config.inject_noise)
+    rate = instance_rate(noise.inject_noise)
     if rate is None:
-        matrix = NoiseMatrix.parse(config.inject_noise, task.k, task.classes, any_rate=True)
+        matrix = NoiseMatrix.parse(noise.inject_noise, task.k, task.classes, any_rate=True)
         return matrix.known_as("injected")
-    return average(_transitions(task.train, task.k, rate, config.seed), _true(task.train), task.k)
+    return average(_transitions(task.train, task.k, rate, seed), _true(task.train), task.k)
 
 
 def noise_of_test(
-    config: FinetuneConfig, task: Task, injected: NoiseMatrix | None
+    task: Task, noise: NoiseOptions, seed: int, injected: NoiseMatrix | None
 ) -> NoiseMatrix | NDArray[np.float64] | None:
     """Return the noise that test labels would have: F, or P(noisy = j | example), (N, K), or None."""
-    rate = instance_rate(config.inject_noise)
-    if rate is None or not len(task.test):
-        return injected
-    return _transitions(task.test, task.k, rate, config.seed)
+    rate = instance_rate(noise.inject_noise)
+    return injected if rate is None or not len(task.test) else _transitions(task.test, task.k, rate, seed)
 
 
 def _transitions(part: Examples, k: int, rate: float, seed: int) -> NDArray[np.float64]:
@@ -213,34 +210,30 @@ def _true(part: Examples) -> NDArray[np.int64]:
     return known
 
 
-def noisy(task: Task, injected: NoiseMatrix | None, config: FinetuneConfig) -> Task:
+def noisy(
+    task: Task, injected: NoiseMatrix | None, noise: NoiseOptions, seed: int, partial: bool = False
+) -> Task:
     """Corrupt training and validation labels, each by a seed of its own; test labels stay true.
 
-    Labels that a person has checked replace noisy ones.
+    Labels that a person has checked replace noisy ones; `partial` says that a limit left out examples.
     """
-    if method_class(config.method).needs_votes and task.train.votes is None:
+    if noise.soft_labels and task.train.soft is None:
         raise ConfigError(
-            f"method '{config.method}' needs votes, which {config.data} has not: give columns vote_… of csv "
-            "data, or --vote-columns NAME,NAME"
-        )
-    if config.soft_labels and task.train.soft is None:
-        raise ConfigError(
-            f"--soft-labels needs soft labels, but {config.data} has neither columns p_CLASS nor votes; a "
-            "column of confidences is named by --confidence-column"
+            "--soft-labels needs soft labels, but the data has neither columns p_CLASS nor votes; a column "
+            "of confidences is named by --confidence-column"
         )
     if injected is not None:
-        rate, changed = instance_rate(config.inject_noise), {}
-        for name, seed in (("train", 2 * config.seed), ("val", 2 * config.seed + 1)):
+        rate, changed = instance_rate(noise.inject_noise), {}
+        for name, own in (("train", 2 * seed), ("val", 2 * seed + 1)):
             part = getattr(task, name)
-            if name == "val" and (config.clean_val or not len(part)):
+            if name == "val" and (noise.clean_val or not len(part)):
                 continue
             changed[name] = part.relabelled(
-                injected.corrupt(_true(part), seed=seed)
+                injected.corrupt(_true(part), seed=own)
                 if rate is None
-                else draw_classes(_transitions(part, task.k, rate, config.seed), seed)
+                else draw_classes(_transitions(part, task.k, rate, seed), own)
             )
         task = replace(task, **changed)
-    if config.checked_labels is None:
+    if noise.checked_labels is None:
         return task
-    clean = read_checked_labels(config.checked_labels, task.classes)
-    return checked(task, clean, partial=config.limit is not None)
+    return checked(task, read_checked_labels(noise.checked_labels, task.classes), partial=partial)

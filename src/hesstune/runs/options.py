@@ -41,11 +41,13 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+# What Python also takes for the text of a noise matrix.
+NOISE = "float | NoiseMatrix | ArrayLike"
 Channels = Annotated[list[float], BeforeValidator(_parse_channels), Shown("R,G,B")]
 LayerPatterns = Annotated[
-    tuple[str, ...], BeforeValidator(_as_tuple), Shown("PATTERN", repeated=True, also=str)
+    tuple[str, ...], BeforeValidator(_as_tuple), Shown("PATTERN", repeated=True, also="str")
 ]
-Choices = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Shown("CHOICE", repeated=True, also=str)]
+Choices = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Shown("CHOICE", repeated=True, also="str")]
 
 
 class ColumnOptions(Options):
@@ -74,7 +76,7 @@ class ExampleOptions(Options):
 
     heading: ClassVar[str] = "Data"
 
-    data: Annotated[str, Shown("DATA", names_file=True)] = Field(
+    data: Annotated[str, Shown("DATA", names_file=True, also="Any")] = Field(
         "digits",
         description=f"digits, a path, or FORMAT:PATH with a format of {', '.join(WITH_PATH)}",
     )
@@ -159,12 +161,12 @@ class ModelOptions(Options):
 
     heading: ClassVar[str] = "Model and method"
 
-    model: Annotated[str, Shown("MODEL", names_file=True)] = Field(
+    model: Annotated[str, Shown("MODEL", names_file=True, also="ModelObject")] = Field(
         "efficientnet_lite0",
         description="efficientnet_lite0, minilm (texts), hf:NAME_OR_PATH, timm:NAME, torchvision:NAME or "
         "py:module:factory",
     )
-    method: Annotated[str, Shown("NAME")] = Field(
+    method: Annotated[str, Shown("NAME", also="type[Method]")] = Field(
         "auto", description="fine-tuning method: auto, vanilla, robust, … (a wrong name lists all)"
     )
     method_options: Annotated[dict[str, float], Shown("NAME=VALUE,…")] | None = Field(
@@ -220,13 +222,13 @@ class NoiseOptions(Options):
 
     heading: ClassVar[str] = "Labels and their noise"
 
-    noise_matrix: Annotated[str, Shown("NOISE", names_file=True)] | None = Field(
+    noise_matrix: Annotated[str, Shown("NOISE", names_file=True, also=NOISE)] | None = Field(
         None,
         description="noise matrix of the loss: true (the injected one; the default with {inject_noise}), a "
         "rate, symmetric:RATE, pair:RATE, a matrix file, or estimate:METHOD (auto, em, confident, "
         "labelmodel, holdout)",
     )
-    inject_noise: Annotated[str, Shown("NOISE", names_file=True)] | None = Field(
+    inject_noise: Annotated[str, Shown("NOISE", names_file=True, also=NOISE)] | None = Field(
         None,
         description="for experiments: corrupt training and validation labels by symmetric:RATE, pair:RATE, "
         "instance:RATE (depends on the example) or a matrix file",
@@ -354,7 +356,7 @@ class RunOptions(Options):
 
     heading: ClassVar[str] = "Run"
 
-    out: Annotated[str, Shown("FOLDER")] | None = Field(
+    out: Annotated[str, Shown("FOLDER", also="PathLike[str]")] | None = Field(
         None, description="folder to write; in Python, default: a temporary folder"
     )
     seed: int = Field(0, ge=0, description="random seed of split, noise, order and augmentation")
@@ -375,12 +377,6 @@ class RunOptions(Options):
     @classmethod
     def _at_home(cls, value: str | None) -> str | None:
         return str(expanded(value)) if value and value.startswith("~") else value
-
-
-class DeviceOptions(Options):
-    """Where to compute."""
-
-    device: str = DEVICE
 
 
 class SampleOptions(Options):

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from hesstune.checks import expanded
 from hesstune.errors import ConfigError, DataError, HesstuneWarning, RunError
@@ -17,9 +17,7 @@ from hesstune.runs import records as files
 from hesstune.runs.config import FinetuneConfig, read_config
 from hesstune.runs.options import (
     CertifyOptions,
-    DeviceOptions,
     MeasureOptions,
-    NoiseCheckOptions,
     PredictOptions,
 )
 from hesstune.runs.read_records import Records
@@ -34,6 +32,11 @@ if TYPE_CHECKING:
     from hesstune.models.load import LoadedModel, ModelObject
     from hesstune.noise.matrix import NoiseMatrix
     from hesstune.reference import Reference
+    from hesstune.runs.keywords import (
+        CertifyKeywords,
+        MeasureKeywords,
+        PredictKeywords,
+    )
     from hesstune.runs.predictions import Predictions
     from hesstune.storage.seen_examples import SeenExamples
 
@@ -229,10 +232,10 @@ class Run:
         try:
             found = run_task(config, self.given.data)
         except DataError as error:
-            if self.given.data is not None or not (hint := missing_data(config, self.facts)):
+            if self.given.data is not None or not (hint := missing_data(config.data, self.facts)):
                 raise
             raise DataError(f"{error}{hint}") from error
-        check_data(self.records, DataRecord.of(found, self.config, self.given.data))
+        check_data(self.records, DataRecord.of(found, bool(self.config.inject_noise), self.given.data))
         check_labels_file(self.records, found)
         return found
 
@@ -245,7 +248,7 @@ class Run:
         data: Any = None,
         model: ModelObject | None = None,
         progress: Callable[[int, int, str], None] | None = None,
-        **options: Any,
+        **options: Unpack[MeasureKeywords],
     ) -> Measure:
         """Measure every layer on the training examples, as `hesstune measure`; write measure.json.
 
@@ -268,7 +271,7 @@ class Run:
         data: Any = None,
         model: ModelObject | None = None,
         progress: Callable[[int, int, str], None] | None = None,
-        **options: Any,
+        **options: Unpack[CertifyKeywords],
     ) -> Certificate:
         """Bound the test error from the training examples, as `hesstune certify`; write certificate.json.
 
@@ -281,7 +284,9 @@ class Run:
         return found
 
     @takes_options(PredictOptions)
-    def predict(self, data: Any, *, model: ModelObject | None = None, **options: Any) -> Predictions:
+    def predict(
+        self, data: Any, *, model: ModelObject | None = None, **options: Unpack[PredictKeywords]
+    ) -> Predictions:
         """Predict the classes of new data, as `hesstune predict`.
 
         Args:
@@ -295,44 +300,43 @@ class Run:
         found: Predictions = _command("predict")(self.with_given(model=model), data, **options)
         return found
 
-    @takes_options(NoiseCheckOptions)
-    def noise(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> NoiseCheck:
+    def noise(
+        self, *, data: Any = None, model: ModelObject | None = None, seed: int = 0, device: str = "auto"
+    ) -> NoiseCheck:
         """Compare the run's noise matrix with estimates from its labels, as `hesstune noise`.
 
-        Arguments are as for `measure`, `options` those of `NoiseCheckOptions`.
+        Arguments are as for `measure`; `seed` is that of what is drawn.
 
         Raises:
             HesstuneError: If the run has not finished, or there are too few examples.
         """
-        found: NoiseCheck = _command("noise")(self.with_given(data, model), **options)
+        found: NoiseCheck = _command("noise")(self.with_given(data, model), seed=seed, device=device)
         return found
 
-    @takes_options(DeviceOptions)
     def label_issues(
-        self, *, data: Any = None, model: ModelObject | None = None, **options: Any
+        self, *, data: Any = None, model: ModelObject | None = None, device: str = "auto"
     ) -> list[dict[str, str]]:
         """Rank the training labels, likely errors first; write label_issues.csv and return its rows.
 
-        Arguments are as for `measure`, `options` those of `DeviceOptions`.
+        Arguments are as for `measure`.
 
         Raises:
             HesstuneError: If the run has not finished, its data has changed, or is not at hand.
         """
-        _command("label_issues")(self.with_given(data, model), **options)
+        _command("label_issues")(self.with_given(data, model), device=device)
         return self.records.label_issues or []
 
-    @takes_options(DeviceOptions)
-    def report(self, *, data: Any = None, model: ModelObject | None = None, **options: Any) -> Path:
+    def report(self, *, data: Any = None, model: ModelObject | None = None, device: str = "auto") -> Path:
         """Write report.html, as `hesstune report`, and return its path.
 
-        Arguments are as for `measure`, `options` those of `DeviceOptions`. Without the run's data the page
-        lacks images and suspected label errors; a warning says so.
+        Arguments are as for `measure`. Without the run's data the page lacks images and suspected label
+        errors; a warning says so.
 
         Raises:
             RunError: If the run has not finished, or a record is damaged.
         """
         page: Path
-        page, note = _command("report")(self.with_given(data, model), **options)
+        page, note = _command("report")(self.with_given(data, model), device=device)
         if note:
             warnings.warn(note, HesstuneWarning, stacklevel=2)
         return page

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from filelock import FileLock, Timeout
 
@@ -23,6 +23,7 @@ from hesstune.methods import method_names
 from hesstune.options import make_options, takes_options
 from hesstune.runs.config import read_yaml
 from hesstune.runs.folder import locked
+from hesstune.runs.keywords import CompareKeywords
 from hesstune.runs.records import RECORD, RunRecord
 from hesstune.runtime.signals import Progress
 from hesstune.storage.files import made_folder, one_line, write_text
@@ -203,15 +204,14 @@ class Comparison:
         return f"Comparison({str(self.path)!r}, {done} of {len(cells)} cells done)"
 
 
-@takes_options(CompareOptions, more=True)
+@takes_options(CompareOptions)
 def compare(
     config: Any = None,
     *,
-    out: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     command: str | None = None,
-    **options: Any,
+    **options: Unpack[CompareKeywords],
 ) -> Comparison:
     """Fine-tune by several methods on several tasks and seeds, all with the same budget, and compare.
 
@@ -222,11 +222,11 @@ def compare(
         config: Options of `finetune` for all cells, or a YAML file of them; it may also hold the options of
             `CompareOptions`. Or the data, if it is an object as for `finetune`: a DataFrame, (X, y), or a
             data set. Objects, also those of the option `data`, are compared in this process (`jobs` 1).
-        out: The folder; default: a temporary one.
         overwrite: Start over: the folder's cells are removed.
         progress: Called with (cells done, cells in all, text).
         command: The command line, for the record.
         **options: Options of `CompareOptions`, and of `finetune`, by name, over those of `config`.
+            `out` is the comparison's folder.
 
     Raises:
         HesstuneError: If an option is wrong, or differs from those of the cells finished before.
@@ -242,11 +242,12 @@ def compare(
         if "data" in options:
             raise ConfigError("data is given twice, by position and by name; give it once")
         config = {"data": config}
+    out = options.pop("out", None)
     values = read_yaml(config) if isinstance(config, str | Path) else dict(config or {})
     values |= {k: v for k, v in options.items() if v is not None or k not in CompareOptions.model_fields}
     plan, asked = plan_of(values)
     jobs = _jobs(plan, asked)
-    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="hesstune-compare-"))
+    folder = Path(out) if out else Path(tempfile.mkdtemp(prefix="hesstune-compare-"))
     _claim(folder, overwrite)
     with locked(folder):
         return _run(folder, plan, asked, jobs, progress, command)

@@ -48,7 +48,7 @@ class CompareOptions(Settings):
         ("vanilla", "robust"),
         description="methods to compare, or all; in Python and YAML also a mapping of names to options",
     )
-    seeds: Annotated[tuple[int, ...], Shown("N", also=int)] = Field(
+    seeds: Annotated[tuple[int, ...], Shown("N", also="int")] = Field(
         3,
         validate_default=True,
         description="number of seeds, counted from --seed; in Python and YAML also a list of seeds",

@@ -127,25 +127,14 @@ def checked_rows(part: Examples) -> Checked | None:
 
 @dataclass(frozen=True)
 class Material:
-    """What a noise matrix is estimated from: features of the reference network, which saw no noise.
+    """What a noise matrix is estimated from: features of the reference network, which saw no noise."""
 
-    Attributes:
-        features: (N, D) of the reference network; copies have the mean of their group.
-        labels: (N,) noisy labels, before a person checked any; drawn from soft labels if those are trained
-            on.
-        probs: (N, K) out-of-sample probabilities of the noisy labels, by cross-fitting.
-        posterior: P(true | votes, features), (N, K), of the label model, or None without votes.
-        clean: (rows, true labels) that a person has checked, or None; also None if they were suspected label
-            errors, which are no random sample.
-        notes: Warnings about the votes.
-    """
-
-    features: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    probs: NDArray[np.float64]
-    posterior: NDArray[np.float64] | None
-    clean: Checked | None
-    notes: tuple[str, ...]
+    features: NDArray[np.float64]  # (N, D); copies have the mean of their group
+    labels: NDArray[np.int64]  # (N,) as given, or drawn from soft labels if those are trained on
+    probs: NDArray[np.float64]  # (N, K) out-of-sample probabilities of these labels, by cross-fitting
+    posterior: NDArray[np.float64] | None  # P(true | votes, features), (N, K), of the label model
+    clean: Checked | None  # Rows and labels that a person has checked, if they are a random sample
+    notes: tuple[str, ...]  # Warnings about the votes
 
 
 def gather(
@@ -192,13 +181,7 @@ def _posterior(
 
 
 def estimated(method: str, material: Material, seed: int = 0, errors: bool = True) -> Estimate:
-    """Estimate the noise matrix by the estimator named.
-
-    Args:
-        method: The estimator's name.
-        material: What it is made from.
-        seed: Of folds and draws.
-        errors: Whether to estimate the errors of an estimate by EM, too, which takes as long again.
+    """Estimate the noise matrix by the estimator named, and the `errors` of an estimate by EM.
 
     Raises:
         ConfigError: If the estimator lacks what it needs.

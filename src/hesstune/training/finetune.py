@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from hesstune.runs.checkpoint import refuse_one, weights_of
 from hesstune.runs.config import RESUMABLE, FinetuneConfig, make_config, read_config, read_yaml
 from hesstune.runs.folder import claim, entered
 from hesstune.runs.integrity import check_data, check_weights
+from hesstune.runs.keywords import FinetuneKeywords
 from hesstune.runs.run import Run, SourceObjects
 from hesstune.runtime.distributed import joined_ranks, on_main_process, refuse_adapting, world
 from hesstune.runtime.signals import Progress
@@ -54,7 +55,7 @@ RULE = (
 )
 
 
-@takes_options(FinetuneConfig, more=True)
+@takes_options(FinetuneConfig)
 def finetune(  # noqa: PLR0913
     data: Any = None,
     /,
@@ -67,7 +68,7 @@ def finetune(  # noqa: PLR0913
     progress: Progress | None = None,
     observe: Callable[[Trained], None] | None = None,
     keep_weights: bool = True,
-    **options: Any,
+    **options: Unpack[FinetuneKeywords],
 ) -> Run:
     """Fine-tune a pretrained network on a small, perhaps noisily labelled data set.
 
@@ -189,13 +190,11 @@ def _train_in_folder(config: FinetuneConfig, given: SourceObjects, request: RunR
 
 def _run(config: FinetuneConfig, out: Path, given: SourceObjects, request: RunRequest) -> Run:
     """Prepare the run, choose its radii if asked, and train it; see `fit_prepared`."""
-    resume, before, asked = request.resume, None, config
+    resume, asked = request.resume, config
     if config.out:
         on_main_process(lambda: claim(out, request.overwrite, resume, create=False))
-    if resume and (out / files.CONFIG).is_file():
-        before = _Before(
-            read_config(out / files.CONFIG), Run.load(out).facts if (out / files.RECORD).is_file() else None
-        )
+    before = _InterruptedRun.load(out) if resume and (out / files.CONFIG).is_file() else None
+    if before is not None:
         config = before.chosen_by(config)
         if not before.undecided(config):
             before.check_same(config, out)
@@ -210,14 +209,7 @@ def _run(config: FinetuneConfig, out: Path, given: SourceObjects, request: RunRe
         torch.manual_seed(config.seed)
         prepared = prepare(config, given, out / files.NOISE_MATRIX if resume else None, request.keep_weights)
         if before is not None:
-            prepared = replace(
-                prepared,
-                chosen_options=sorted({*before.chosen_from_examples(asked), *prepared.chosen_options}),
-            )
-            if before.undecided(config):
-                kept = {name: getattr(before.config, name) for name in prepared.chosen_options}
-                prepared = replace(prepared, config=prepared.config.model_copy(update=kept))
-                before.check_same(prepared.config, out)
+            prepared = before.with_choices(prepared, config, asked, out)
         with entered(out, request.overwrite, resume):
             if resume and (run := _finished(out, given)) is not None:
                 # Finished earlier, from objects, or by another process while this one was loading.
@@ -233,11 +225,16 @@ def _run(config: FinetuneConfig, out: Path, given: SourceObjects, request: RunRe
 
 
 @dataclass(frozen=True)
-class _Before:
+class _InterruptedRun:
     """The run to be resumed, as its folder has it: the configuration, and the record unless it is missing."""
 
     config: FinetuneConfig
     facts: files.RunRecord | None
+
+    @classmethod
+    def load(cls, out: Path) -> _InterruptedRun:
+        facts = Run.load(out).facts if (out / files.RECORD).is_file() else None
+        return cls(read_config(out / files.CONFIG), facts)
 
     def chosen_by(self, asked: FinetuneConfig) -> FinetuneConfig:
         """Return the configuration with the options that the run chose from the same examples."""
@@ -253,11 +250,19 @@ class _Before:
             changes["select"] = self.config.select  # there is nothing to select by
         return asked.model_copy(update=changes)
 
-    def chosen_from_examples(self, asked: FinetuneConfig) -> set[str]:
-        """Return the options that were chosen from the examples; they are given if asked from the folder."""
-        found = {name for name in CHOSEN_FROM_EXAMPLES if getattr(asked, name) is None}
+    def with_choices(
+        self, prepared: Prepared, config: FinetuneConfig, asked: FinetuneConfig, out: Path
+    ) -> Prepared:
+        """Return the same with the options that the run chose, as far as `asked` leaves them open."""
+        opened = {name for name in CHOSEN_FROM_EXAMPLES if getattr(asked, name) is None}
         chosen = None if self.facts is None else self.facts.chosen_options
-        return found | set(CHOSEN_FROM_EXAMPLES if chosen is None else chosen)
+        opened |= set(CHOSEN_FROM_EXAMPLES if chosen is None else chosen)  # also if asked from the folder
+        prepared = replace(prepared, chosen_options=sorted({*opened, *prepared.chosen_options}))
+        if self.undecided(config):
+            kept = {name: getattr(self.config, name) for name in prepared.chosen_options}
+            prepared = replace(prepared, config=prepared.config.model_copy(update=kept))
+            self.check_same(prepared.config, out)
+        return prepared
 
     def undecided(self, now: FinetuneConfig) -> bool:
         """Tell whether only the network shows if both configurations train the same parameters."""

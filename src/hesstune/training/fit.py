@@ -19,7 +19,7 @@ from hesstune.errors import RunError
 from hesstune.inputs.activations import ActivationInputs, needed_bytes
 from hesstune.inputs.batches import ExampleInputs, ModelInputs, TextInputs, make_inputs, predict_logits
 from hesstune.inputs.features import features_of
-from hesstune.methods import MethodSetup
+from hesstune.methods import Method, MethodSetup
 from hesstune.models.cut import AfterCut, Cut, find_cut
 from hesstune.models.load import LoadedModel
 from hesstune.noise.matrix import shown_noise
@@ -71,16 +71,8 @@ def fit_prepared(prepared: Prepared, out: Path, request: RunRequest) -> Run:
     Raises:
         RunError: If training diverges, or something cannot be written.
     """
-    run, trained = _train(prepared, out, request)
-    if request.observe is not None:
-        request.observe(trained)
-    _save(run, prepared, request.keep_weights)
-    return run
-
-
-def _train(prepared: Prepared, out: Path, request: RunRequest) -> tuple[Run, Trained]:
     started = time.monotonic()
-    config, task, loaded = prepared.config, prepared.task, prepared.loaded
+    config, loaded = prepared.config, prepared.loaded
     reference = weights_of(loaded.model) if config.shard else Reference.of(loaded.model)
     run = Run(out, config, _record(prepared), prepared.given)
     _start(run, prepared, reference, request.resume)
@@ -91,44 +83,55 @@ def _train(prepared: Prepared, out: Path, request: RunRequest) -> tuple[Run, Tra
         reference = Reference.of(loaded.model)  # each process keeps its own part
     method = prepared.kind(_setup(prepared, reference, inputs.net))
     run.add(texts_cut=inputs.texts_cut, notes=[*prepared.notes, *inputs.notes, *method.notes()])
-    trainer = Trainer(
-        config,
-        config,
-        method,
-        TrainingInputs(
-            net=inputs.net,
-            feeds=inputs.feeds,
-            train=task.train,
-            val=task.val,
-            soft=task.train.soft if config.soft_labels else None,
-            validation=Validation(None if config.clean_val else prepared.noise_matrix, method.solves_head),
-            device=prepared.device,
-            batch_norm=config.batch_norm,
-        ),
-        Checkpoints(out, run.facts.checksums, config.shard),
-        tracked(run) if rank() == 0 else lambda metrics: None,
-        request.progress if rank() == 0 else None,
-    )
+    trainer = _trainer(prepared, run, inputs, method, request.progress)
     if request.resume:
         trainer.resume()
     trainer.fit()
+    result = _result(prepared, reference, inputs, trainer)
+    run.add(result=result.replaced(seconds=round(time.monotonic() - started, 2)))
+    if request.observe is not None:
+        request.observe(Trained(loaded, reference, *inputs.observed, prepared.task))
+    _save(run, prepared, request.keep_weights)
+    return run
+
+
+def _trainer(
+    prepared: Prepared, run: Run, inputs: _Inputs, method: Method, progress: Progress | None
+) -> Trainer:
+    config, task = prepared.config, prepared.task
+    training = TrainingInputs(
+        net=inputs.net,
+        feeds=inputs.feeds,
+        train=task.train,
+        val=task.val,
+        soft=task.train.soft if config.soft_labels else None,
+        validation=Validation(None if config.clean_val else prepared.noise_matrix, method.solves_head),
+        device=prepared.device,
+        batch_norm=config.batch_norm,
+    )
+    checkpoints = Checkpoints(run.path, run.facts.checksums, config.shard)
+    on_epoch = tracked(run) if rank() == 0 else lambda metrics: None
+    return Trainer(config, config, method, training, checkpoints, on_epoch, progress if rank() == 0 else None)
+
+
+def _result(prepared: Prepared, reference: Reference, inputs: _Inputs, trainer: Trainer) -> files.Result:
+    config, task, method = prepared.config, prepared.task, trainer.method
     logits = {name: predict_logits(inputs.net, inputs.feeds[name]) for name in ("train", "test")}
-    distances, posterior = reference.distances(loaded.model, warn=False), method.posterior()
+    distances, posterior = reference.distances(prepared.loaded.model, warn=False), method.posterior()
     kept = method.picked()
-    noise = noise_of_test(config, task, prepared.injected)
-    result = {
-        **final_metrics(task.train, logits["train"], task.test, logits["test"], noise),
-        "distances": distances,
-        "distance": float(np.sqrt(sum(d * d for d in distances.values()))),
-        "radii": method.radii(),
-        **({} if posterior is None else {"posterior": posterior}),
-        **({} if kept is None else {"kept": [task.train.ids[at] for at in kept]}),
-        "epochs": sum(record.epoch > 0 for record in trainer.metrics),
-        "kept_epoch": trainer.kept_epoch,
-        "seconds": round(time.monotonic() - started, 2),
-    }
-    run.add(result=files.Result.model_validate(result))
-    return run, Trained(loaded, reference, *inputs.observed, task)
+    noise = noise_of_test(task, config, config.seed, prepared.injected)
+    return files.Result.model_validate(
+        {
+            **final_metrics(task.train, logits["train"], task.test, logits["test"], noise),
+            "distances": distances,
+            "distance": float(np.sqrt(sum(d * d for d in distances.values()))),
+            "radii": method.radii(),
+            **({} if posterior is None else {"posterior": posterior}),
+            **({} if kept is None else {"kept": [task.train.ids[at] for at in kept]}),
+            "epochs": sum(record.epoch > 0 for record in trainer.metrics),
+            "kept_epoch": trainer.kept_epoch,
+        }
+    )
 
 
 # -- what is trained ---------------------------------------------------------------------------
@@ -136,20 +139,11 @@ def _train(prepared: Prepared, out: Path, request: RunRequest) -> tuple[Run, Tra
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The network that is trained, and its inputs.
-
-    Attributes:
-        net: What is called on a batch: the whole network, its head on cached features, or the layers after
-            the last frozen one.
-        feeds: Its inputs by part.
-        observed: The same for `observe`: the head on features, or the whole network.
-        texts_cut: How many texts were cut at the end.
-        notes: What the user should know.
-    """
+    """The network that is trained, as in `TrainingInputs`, and its inputs by part."""
 
     net: nn.Module
     feeds: Mapping[str, ModelInputs]
-    observed: tuple[nn.Module, Mapping[str, ModelInputs]]
+    observed: tuple[nn.Module, Mapping[str, ModelInputs]]  # For `observe`: a head, or the whole network
     texts_cut: int
     notes: list[str] = field(default_factory=list)
 
@@ -274,7 +268,7 @@ def _record(prepared: Prepared) -> files.RunRecord:
         data_notes=task.notes,
         possible_groups=task.possible_groups,
         working_folder=str(Path.cwd()),
-        base_folder=base_folder(prepared.config) if prepared.given.model is None else "",
+        base_folder=base_folder(prepared.config.model) if prepared.given.model is None else "",
         checked_labels=0 if task.train.clean is None else int(task.train.clean.sum()),
         soft_labels=prepared.config.soft_labels,
         head=loaded.head,

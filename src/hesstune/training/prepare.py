@@ -32,7 +32,6 @@ from hesstune.reference import Reference, layer_names
 from hesstune.runs.config import FinetuneConfig, usual_lr
 from hesstune.runs.integrity import DataRecord, content_digests
 from hesstune.runs.loading import clean_task, injected_noise, noisy
-from hesstune.runs.options import DataOptions, ModelOptions
 from hesstune.runs.records import NoiseMatrixRecord
 from hesstune.runs.run import Run, SourceObjects
 from hesstune.runtime.device import pick_device
@@ -61,41 +60,29 @@ Radius = float | dict[str, float] | None
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything a run needs, loaded before anything is written.
+    """Everything a run needs, loaded before anything is written."""
 
-    Attributes:
-        config: The resolved configuration.
-        kind: The class of its method.
-        task: The examples, with the labels that are trained on.
-        loaded: The network at its start.
-        injected: The noise injected into the labels, if any.
-        noise_matrix: F, known or estimated, or None.
-        device: Where to train.
-        radius: The constraint radii, if fixed.
-        estimate: The record of an estimated noise matrix.
-        given: Data and model, if they were objects.
-        notes: Options that were changed or have no effect.
-        solved: The head that the method solved from frozen features, or None.
-        chosen_options: Options of `config` that were chosen from the examples.
-    """
-
-    config: FinetuneConfig
-    kind: type[Method]
-    task: Task
-    loaded: LoadedModel
-    injected: NoiseMatrix | None
-    noise_matrix: NoiseMatrix | None
+    config: FinetuneConfig  # Resolved
+    task: Task  # With the labels that are trained on
+    loaded: LoadedModel  # The network at its start
+    injected: NoiseMatrix | None  # The noise injected into the labels
+    noise_matrix: NoiseMatrix | None  # F, known or estimated
     device: torch.device
-    radius: Radius
-    estimate: NoiseMatrixRecord | None = None
+    radius: Radius  # The constraint radii, if fixed
     given: SourceObjects = field(default_factory=SourceObjects)
-    notes: list[str] = field(default_factory=list)
-    solved: SolvedHead | None = None
-    chosen_options: list[str] = field(default_factory=list)
+    estimate: NoiseMatrixRecord | None = None  # The record of an estimated noise matrix
+    notes: list[str] = field(default_factory=list)  # Options that were changed or have no effect
+    solved: SolvedHead | None = None  # The head that the method solved from frozen features
+    chosen_options: list[str] = field(default_factory=list)  # Options that were chosen from the examples
+
+    @property
+    def kind(self) -> type[Method]:
+        """The class of the method."""
+        return self.config.kind
 
     def record(self) -> DataRecord:
         """Return the record of the examples, as they are now."""
-        return DataRecord.of(self.task, self.config, self.given.data)
+        return DataRecord.of(self.task, bool(self.config.inject_noise), self.given.data)
 
     def seen(self) -> SeenExamples:
         """Return the examples that the trained weights will have seen: the run's, and those of its start."""
@@ -105,16 +92,17 @@ class Prepared:
     @classmethod
     def of(cls, run: Run, task: Task, device: torch.device) -> Prepared:
         """Return what a finished run started from, with these examples; see `choose_from_examples`."""
-        config, kind = run.config, run.config.kind
-        injected = injected_noise(config, task)
+        config = run.config
         loaded = replace(run.loaded(), seen=run.seen_by_start())
         run.reference().restore_(loaded.model)
         to_channels_last(loaded.model, device)
         freeze(loaded.model, config.train, loaded.heads)
         # A matrix found with a solved head is of all the run's examples, not of some of them.
-        known = None if kind.solves_head and config.noise_matrix is None else run.noise_matrix
-        radius = named_radii(config.radius, loaded)
-        return cls(config, kind, task, loaded, injected, known, device, radius, given=run.given)
+        known = None if config.kind.solves_head and config.noise_matrix is None else run.noise_matrix
+        injected = injected_noise(task, config, config.seed)
+        return cls(
+            config, task, loaded, injected, known, device, named_radii(config.radius, loaded), run.given
+        )
 
     def features(self) -> NDArray[np.float32] | None:
         """Return the head's inputs for the training examples, (N, D); None if it is no linear head."""
@@ -129,7 +117,7 @@ class Prepared:
         assert part.labels is not None
         soft = part.soft if self.config.soft_labels else None
         targets = np.eye(self.task.k)[part.labels] if soft is None else soft
-        return estimates.penalised_head(features, targets, self.config.seed, self.task.train.copies)
+        return estimates.penalised_head(features, targets, self.config.seed, part.copies)
 
     def default_radii(self) -> dict[str, float]:
         """Return {layer: radius}, the last layer as `head`, in the run's norm.
@@ -163,49 +151,48 @@ def prepare(
         kept: The file of an estimated noise matrix, which is used if it fits.
         errors: Whether to estimate the errors of an estimated noise matrix, too.
     """
-    device, kind = pick_device(config.device), config.kind
+    device = pick_device(config.device)
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
     task = clean_task(config, given.data)
-    _check_validation(config, kind, task)
-    injected = injected_noise(config, task)
-    noise_matrix, estimate = _known_noise_matrix(config.noise_matrix or "", task, injected), None
-    config, more = for_features(config, task, given.model)
-    model = config.model if given.model is None else given.model
-    loaded = load_network(config, config, model, task)
-    asked, config = config.train, as_trained(config, loaded)
-    config.check_trained(task.is_text)
+    _check_parts(config, task)
+    injected = injected_noise(task, config, config.seed)
+    noise_matrix = _known_noise_matrix(config.noise_matrix or "", task, injected)
+    config, loaded, notes = _load_network(config, given.model, task)
     to_channels_last(loaded.model, device)
     freeze(loaded.model, config.train, loaded.heads)
     radius = named_radii(config.radius, loaded)
     if radius is not None:
         resolve_radii(layer_names(loaded.model), radius)  # refuses a wrong pattern early
     few = np.arange(min(2, len(task.train)))
-    probe = make_inputs(task.train.take(few), loaded, device, max_length=config.max_length)
-    check_output(loaded.model, probe.inputs(few), task.k)
-    check_learnable(loaded.model, loaded.heads, probe.inputs(few))
-    task = noisy(task, injected, config)
+    probe = make_inputs(task.train.take(few), loaded, device, max_length=config.max_length).inputs(few)
+    check_output(loaded.model, probe, task.k)
+    check_learnable(loaded.model, loaded.heads, probe)
+    task = noisy(task, injected, config, config.seed, config.limit is not None)
+    prepared = Prepared(config, task, loaded, injected, noise_matrix, device, radius, given)
     if (config.noise_matrix or "").startswith("estimate"):
-        noise_matrix, estimate = _estimate_noise(config, task, loaded, device, kept, errors)
-    labels = task.train.labels
-    assert labels is not None
-    counts = np.bincount(labels, minlength=task.k)
-    BatchOrder(config, config.seed, config.batch_norm == "adapt", counts, labels)  # refuses what it cannot do
-    prepared = Prepared(config, kind, task, loaded, injected, noise_matrix, device, radius, estimate, given)
-    notes = [*more, *_option_notes(prepared, counts), *_seen_notes(task, loaded.seen)]
-    if asked != config.train:
-        notes.insert(0, f"--train {asked} trains the head alone in this network, as --train head does")
+        prepared = _with_estimated_noise(prepared, kept, errors)
+    assert task.train.labels is not None
+    counts = np.bincount(task.train.labels, minlength=task.k)
+    # Refuses what it cannot do.
+    BatchOrder(config, config.seed, config.batch_norm == "adapt", counts, task.train.labels)
+    notes += [*_option_notes(prepared, counts), *_seen_notes(task, loaded.seen)]
     return choose_from_examples(replace(prepared, notes=notes))
 
 
-def _check_validation(config: FinetuneConfig, kind: type[Method], task: Task) -> None:
-    """Raise ConfigError if options need validation examples, or one process, and there are none, or more."""
+def _check_parts(config: FinetuneConfig, task: Task) -> None:
+    """Raise ConfigError if options need validation examples or votes that are not there, or one process."""
     if config.radius == "auto" and not len(task.val):
         raise ConfigError("--radius auto needs validation examples; there are none: give --radius NUMBER")
     if config.radius == "auto" and world() > 1:
         raise ConfigError("--radius auto runs in one process; choose first, then give --radius its result")
-    if (config.patience or config.select == "best") and not len(task.val) and not kind.solves_head:
+    if (config.patience or config.select == "best") and not len(task.val) and not config.kind.solves_head:
         raise ConfigError("early stopping and --select best need validation examples; there are none")
+    if config.kind.needs_votes and task.train.votes is None:
+        raise ConfigError(
+            f"method '{config.method}' needs votes, which {config.data} has not: give columns vote_… of csv "
+            "data, or --vote-columns NAME,NAME"
+        )
 
 
 def _known_noise_matrix(wanted: str, task: Task, injected: NoiseMatrix | None) -> NoiseMatrix | None:
@@ -217,44 +204,37 @@ def _known_noise_matrix(wanted: str, task: Task, injected: NoiseMatrix | None) -
     return NoiseMatrix.parse(wanted, task.k, task.classes)
 
 
-def for_features(
-    config: FinetuneConfig, task: Task, given: ModelObject | None = None
-) -> tuple[FinetuneConfig, list[str]]:
-    """Return the resolved configuration of a linear head if the data holds feature vectors, and notes.
-
-    Raises:
-        ConfigError: If the options name other layers to train, or the network was given in Python.
-        ModelError: If the model is a linear head, and the data holds images or texts.
-    """
-    vectors = task.train.vectors
-    if vectors is None:
-        if given is None and spec_parts(config.model)[0] == LINEAR:
-            raise ModelError(
-                f"model '{config.model}' is a linear head on feature vectors, and the data holds "
-                f"{'texts' if task.is_text else 'images'}; name another model"
-            )
-        return config, []
-    if given is not None:
-        raise ConfigError("the data holds feature vectors, the input of a linear head: leave model out")
-    return config.on_features(vectors.width)
-
-
-def load_network(
-    model: ModelOptions, data: DataOptions, source: str | ModelObject, task: Task
-) -> LoadedModel:
-    """Load the network that a run starts from."""
-    return load_model(
-        source,
+def _load_network(
+    config: FinetuneConfig, given: ModelObject | None, task: Task
+) -> tuple[FinetuneConfig, LoadedModel, list[str]]:
+    """Load the network; return it with the options that its kind and the data's kind decide, and notes."""
+    vectors, notes = task.train.vectors, list[str]()
+    if vectors is not None:
+        if given is not None:
+            raise ConfigError("the data holds feature vectors, the input of a linear head: leave model out")
+        config, notes = config.on_features(vectors.width)
+    elif given is None and spec_parts(config.model)[0] == LINEAR:
+        raise ModelError(
+            f"model '{config.model}' is a linear head on feature vectors, and the data holds "
+            f"{'texts' if task.is_text else 'images'}; name another model"
+        )
+    loaded = load_model(
+        config.model if given is None else given,
         task.k,
-        weights=model.weights,
-        head_init=model.head_init,
-        mean=tuple(data.mean) if data.mean else None,
-        std=tuple(data.std) if data.std else None,
+        weights=config.weights,
+        head_init=config.head_init,
+        mean=tuple(config.mean) if config.mean else None,
+        std=tuple(config.std) if config.std else None,
         text=task.is_text,
-        head=model.head,
-        dtype=model.dtype,
-        image_size=data.image_size,
+        head=config.head,
+        dtype=config.dtype,
+        image_size=config.image_size,
     )
+    asked, config = config.train, as_trained(config, loaded)
+    if asked != config.train:
+        notes.insert(0, f"--train {asked} trains the head alone in this network, as --train head does")
+    config.check_trained(task.is_text)
+    return config, loaded, notes
 
 
 def as_trained(
@@ -262,16 +242,8 @@ def as_trained(
 ) -> FinetuneConfig:
     """Return a resolved configuration whose `train` is `head` if it names the head's parameters alone.
 
-    Defaults depend on which parameters are trained, and only the network tells which `train` names.
-
-    Args:
-        config: The resolved configuration.
-        model: The loaded network, or what `load_model` loads; its weights are not needed.
-        k: Number of classes.
-        text: Whether the examples are texts.
-
-    Raises:
-        HesstuneError: If the network cannot be loaded, or `train` names none of its parameters.
+    Defaults depend on which parameters are trained, and only the network tells which `train` names. It is
+    given loaded, or as what `load_model` loads; its weights are not needed.
     """
     if config.head_only:
         return config
@@ -299,16 +271,9 @@ def named_radii(radius: Radius | str, loaded: LoadedModel) -> Radius:
     return found
 
 
-def _estimate_noise(
-    config: FinetuneConfig,
-    task: Task,
-    loaded: LoadedModel,
-    device: torch.device,
-    kept: Path | None,
-    errors: bool,
-) -> tuple[NoiseMatrix, NoiseMatrixRecord]:
-    """Return the estimated matrix and its record; a resumed run reads both from its folder."""
-    part = task.train
+def _with_estimated_noise(prepared: Prepared, kept: Path | None, errors: bool) -> Prepared:
+    """Return the same with an estimated noise matrix; a resumed run reads it from its folder."""
+    config, task, part = prepared.config, prepared.task, prepared.task.train
     digest = hashlib.sha256("\n".join(part.ids).encode())
     for array in (part.labels, part.given, part.clean, part.soft, part.votes and part.votes.table):
         digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
@@ -327,7 +292,8 @@ def _estimate_noise(
         with contextlib.suppress(RunError):  # a damaged record is made again
             record = read_record(kept, NoiseMatrixRecord)
             if record is not None and record.made_from == made_from:
-                return NoiseMatrix(record.matrix, record.origin or "estimated"), record
+                matrix = NoiseMatrix(record.matrix, record.origin or "estimated")
+                return replace(prepared, noise_matrix=matrix, estimate=record)
     if len(part) < 2 * task.k:
         raise DataError(
             f"{len(part)} training examples are too few to estimate the noise of {task.k} classes"
@@ -335,14 +301,15 @@ def _estimate_noise(
     material = estimates.gather(
         part,
         task.k,
-        loaded,
-        device,
+        prepared.loaded,
+        prepared.device,
         max_length=config.max_length,
         soft_labels=config.soft_labels,
         seed=config.seed,
     )
     found = estimates.estimated(parse_request(str(config.noise_matrix)), material, config.seed, errors)
-    return found.matrix, NoiseMatrixRecord(**found.to_dict(), classes=task.classes, made_from=made_from)
+    record = NoiseMatrixRecord(**found.to_dict(), classes=task.classes, made_from=made_from)
+    return replace(prepared, noise_matrix=found.matrix, estimate=record)
 
 
 # -- what is chosen from the training examples -------------------------------------------------
@@ -353,10 +320,9 @@ def choose_from_examples(prepared: Prepared) -> Prepared:
 
     Options that are chosen already stay.
     """
-    config, kind = prepared.config, prepared.config.kind
+    config, kind = prepared.config, prepared.kind
     opened = {name for name in CHOSEN_FROM_EXAMPLES if getattr(config, name) is None}
-    chosen_options = sorted({*prepared.chosen_options, *opened})
-    found = replace(prepared, kind=kind, chosen_options=chosen_options)
+    found = replace(prepared, chosen_options=sorted({*prepared.chosen_options, *opened}))
     if config.weight_decay is None:
         found = _with_head_penalty(found)
     if found.radius is None and kind.constrained and not kind.solves_head and config.radius is None:
@@ -367,8 +333,7 @@ def choose_from_examples(prepared: Prepared) -> Prepared:
 def _with_head_penalty(prepared: Prepared) -> Prepared:
     """Return the same with the weight decay that cross-validation finds; 0 if no head can be fitted.
 
-    It is a penalty of the loss. adamw would subtract lr·λ·W from the weights instead, whatever the gradient;
-    without that decay it is adam: its weight decay is a penalty of the loss.
+    It is a penalty of the loss, as the weight decay of adam; that of adamw is apart from the loss.
     """
     decay, notes, fitted = 0.0, list(prepared.notes), prepared.penalised_head()
     if fitted is not None:
@@ -468,12 +433,7 @@ def _with_validation_rule(
 
 
 def _option_notes(prepared: Prepared, counts: NDArray[np.int64]) -> list[str]:
-    """Return what a user of these options should know: no option is changed or left unused without a note.
-
-    Args:
-        prepared: What was loaded; F is its noise matrix.
-        counts: (K,) how many training examples carry each label.
-    """
+    """Return what a user of these options should know; `counts` are of the training labels, (K,)."""
     config, kind, task, noise_matrix = prepared.config, prepared.kind, prepared.task, prepared.noise_matrix
     notes = list(prepared.loaded.notes)
     if prepared.injected is not None:

@@ -38,15 +38,10 @@ from hesstune.training.metrics import Validation, accuracy
 
 
 class ValidationResult(NamedTuple):
-    """How a network does on each of the N validation examples.
+    """How a network does on each of the N validation examples."""
 
-    Attributes:
-        losses: (N,).
-        errors: (N,) 1.0 if the largest logit is not the label, else 0.0.
-    """
-
-    losses: torch.Tensor
-    errors: torch.Tensor
+    losses: torch.Tensor  # (N,)
+    errors: torch.Tensor  # (N,) 1.0 if the largest logit is not the label, else 0.0
 
 
 class Best:
@@ -103,14 +98,13 @@ class Best:
 
     def tree(self) -> Tree:
         """Return what a checkpoint holds of it."""
-        loss, least = (value if np.isfinite(value) else None for value in (self._loss, self._least))
         return {
             "best": self.weights,
             "best_epoch": self.epoch,
-            "best_loss": loss,
+            "best_loss": self._loss if np.isfinite(self._loss) else None,
             "start_losses": self._start,
             "least_errors": self._errors,
-            "least_loss": least,
+            "least_loss": self._least if np.isfinite(self._least) else None,
             "waited": self.waited,
         }
 
@@ -118,9 +112,9 @@ class Best:
         """Take back what `tree` returned."""
         self.weights, self.epoch = tree["best"], tree["best_epoch"]
         self._start, self._errors, self.waited = tree["start_losses"], tree["least_errors"], tree["waited"]
-        loss, least = tree["best_loss"], tree["least_loss"]
-        self._loss = float("inf") if loss is None else loss
-        self._least = float("inf") if least is None else least
+        self._loss, self._least = (
+            float("inf") if tree[name] is None else tree[name] for name in ("best_loss", "least_loss")
+        )
 
 
 def make_optimizer(
@@ -156,26 +150,15 @@ def make_schedule(
 
 
 class BatchOrder:
-    """The batches of every epoch; they depend on the seed and the epoch alone.
-
-    Args:
-        optimisation: `batch_size`, `accumulate`, `epochs` and `sampler` count.
-        seed: The run's seed.
-        adapts: Whether batch norm adapts to the batches.
-        counts: (K,) how many training examples carry each label.
-        labels: (n,) the labels.
-
-    Raises:
-        ConfigError: If batch norm is to adapt to batches of one example.
-    """
+    """The batches of every epoch; they depend on the seed and the epoch alone."""
 
     def __init__(
         self,
         optimisation: OptimisationOptions,
         seed: int,
-        adapts: bool,
-        counts: NDArray[np.int64],
-        labels: NDArray[np.int64],
+        adapts: bool,  # Whether batch norm adapts to the batches
+        counts: NDArray[np.int64],  # (K,) how many training examples carry each label
+        labels: NDArray[np.int64],  # (n,)
     ) -> None:
         self.n, self.seed, self.adapts = len(labels), seed, adapts
         self.size, self.accumulate = optimisation.batch_size, optimisation.accumulate
@@ -211,47 +194,32 @@ class BatchOrder:
 
 @dataclass
 class Partial:
-    """An epoch that is under way.
+    """An epoch that is under way."""
 
-    Attributes:
-        epoch: The epoch, from 0.
-        batches: Batches done.
-        loss: Summed loss of their examples.
-        hits: Examples of theirs that were classified as labelled.
-        rate: The learning rate of the last step.
-        seconds: Time spent on them.
-    """
-
-    epoch: int
-    batches: int = 0
-    loss: float = 0.0
-    hits: int = 0
-    rate: float = 0.0
+    epoch: int  # From 0
+    batches: int = 0  # Batches done
+    loss: float = 0.0  # Summed loss of their examples
+    hits: int = 0  # Examples of theirs that were classified as labelled
+    rate: float = 0.0  # The learning rate of the last step
     seconds: float = 0.0
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> Tree:
+    """Return its state, of sharded parameters this process's parts."""
     found: Tree = optimizer.state_dict()
-    return {**found, "state": {i: _mapped(kept, local) for i, kept in found["state"].items()}}
+    parts = {
+        at: {name: local(v) if isinstance(v, torch.Tensor) else v for name, v in kept.items()}
+        for at, kept in found["state"].items()
+    }
+    return {**found, "state": parts}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    kept = {}
-    for index, values in state["state"].items():
-        parameter = parameters[int(index)]
-        shape = local(parameter).shape
-
-        def cut(value: torch.Tensor, p: torch.Tensor = parameter, s: torch.Size = shape) -> torch.Tensor:
-            # A step count has no parts.
-            return like(value, p) if is_sharded(p) and value.ndim and value.shape == s else value
-
-        kept[index] = _mapped(values, cut)
-    optimizer.load_state_dict({**state, "state": kept})
-
-
-def _mapped(values: Mapping[str, Any], change: Callable[[torch.Tensor], torch.Tensor]) -> Tree:
-    return {k: change(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+    optimizer.load_state_dict(dict(state))
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if is_sharded(parameter) and isinstance(value, torch.Tensor) and value.ndim:  # no step count
+                kept[name] = like(value, parameter)
 
 
 # Checkpoints of runs whose epochs are shorter than this are written less often than every epoch.
@@ -262,39 +230,25 @@ CHECKPOINT_SECONDS = 2.0
 class TrainingInputs:
     """What is trained and validated, and on what.
 
-    Attributes:
-        net: What is called on a batch: the whole network, its head on cached features, or the layers after
-            the last frozen one.
-        feeds: Its inputs by part.
-        train: Training examples, with the labels that are trained on.
-        val: Validation examples.
-        soft: (n, K) soft labels to train on in place of the labels, or None.
-        validation: The loss of validation examples.
-        device: Where to train.
-        batch_norm: `frozen` keeps the statistics, `adapt` adapts them.
+    The network is what is called on a batch: the whole one, its head on cached features, or the layers after
+    the last frozen one.
     """
 
     net: nn.Module
-    feeds: Mapping[str, ModelInputs]
-    train: Examples
+    feeds: Mapping[str, ModelInputs]  # By part
+    train: Examples  # With the labels that are trained on
     val: Examples
-    soft: NDArray[np.float64] | None
+    soft: NDArray[np.float64] | None  # (n, K) to train on in place of the labels
     validation: Validation
     device: torch.device
-    batch_norm: str = "frozen"
+    batch_norm: str = "frozen"  # `frozen` keeps the statistics, `adapt` adapts them
 
 
 class Trainer:
-    """Train a network by a method, and validate it after each epoch.
+    """Train a network by a method, which holds all of it, and validate it after each epoch.
 
-    Args:
-        optimisation: How steps are taken, and which weights are kept.
-        run: `seed`, `shard` and `checkpoint_minutes` count.
-        method: The method, which holds the whole network.
-        inputs: What is trained, and on what.
-        checkpoints: Where the state is kept.
-        on_epoch: Called with all records so far whenever an epoch has ended.
-        progress: Called with (steps done, steps in all, text) after every step.
+    `on_epoch` is called with all records so far whenever an epoch has ended, `progress` with (steps done,
+    steps in all, text) after every step.
     """
 
     def __init__(
@@ -330,7 +284,11 @@ class Trainer:
         # A sharded network has its own way to average gradients.
         self.net = net if run.shard else self.accelerator.prepare(net)
         self.trained = trained
-        self.forward = self._split_forward(net) if world() > 1 else None
+        self.forward: SplitForward | None = None
+        if world() > 1:  # every network takes part in the ranks' common backward pass
+            wrapped = {id(net): self.net, id(self.net): self.net}
+            others = {id(other): self.accelerator.prepare_model(other) for other in self.networks}
+            self.forward = SplitForward({**wrapped, **others})
         self.metrics: list[Epoch] = []
         # If the head was solved without a noise matrix, the labels are assumed correct.
         solved = method.setup.solved
@@ -341,13 +299,6 @@ class Trainer:
         self._resumed: Tree | None = None
         self._saved_at = time.monotonic()
 
-    def _split_forward(self, net: nn.Module) -> SplitForward:
-        """Make every network one that takes part in the ranks' common backward pass."""
-        wrapped = {id(net): self.net, id(self.net): self.net}
-        for other in self.networks:
-            wrapped[id(other)] = self.accelerator.prepare_model(other)
-        return SplitForward(wrapped)
-
     # -- state -------------------------------------------------------------------------------
 
     def _tensors(self) -> dict[str, torch.Tensor]:
@@ -356,9 +307,6 @@ class Trainer:
         parameters = dict(net.named_parameters())
         found = {**{name: parameters[name] for name in self._names}, **dict(net.named_buffers())}
         return {name: local(tensor).detach() for name, tensor in found.items()}
-
-    def _copied(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.clone() for name, tensor in self._tensors().items()}
 
     def _restore(self, state: Mapping[str, torch.Tensor]) -> None:
         own = self._tensors()
@@ -605,7 +553,7 @@ class Trainer:
             found["val_accuracy_true_labels"] = accuracy(logits, part.true)
         total = float(np.sqrt(sum(d * d for d in self.method.distances().values())))
         found["distance"] = _finite(total, f"distance from the reference in epoch {epoch}")
-        self.best.offer(result, self._copied, epoch)
+        self.best.offer(result, lambda: {n: t.clone() for n, t in self._tensors().items()}, epoch)
         return found
 
 
