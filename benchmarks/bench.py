@@ -5,7 +5,7 @@
     python benchmarks/bench.py tables
     python benchmarks/bench.py figures
 
-A configuration names a module of this folder, what to install, the folders of DATA that it needs, and the
+A configuration names a module of this folder or of tests/bounds, what to install, the folders of DATA that it needs, and the
 settings. The module has `cases(settings)`, which yields what is measured if there are several things, and
 `measure(case, run)`, which returns the result of one case, or None if it does not apply. Each result is one
 line of results/NAME.jsonl, NAME being the name of the configuration. Cases that the record has are measured
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import os
 import sys
 import time
@@ -34,7 +35,10 @@ from records import Run
 
 HERE = Path(__file__).parent
 CONFIGS = HERE / "configs"
-sys.path[:0] = [str(HERE / "field"), str(records.ROOT / "examples")]
+sys.path[:0] = [
+    str(folder)
+    for folder in (HERE / "field", *(records.ROOT / name for name in ("examples", "tests/bounds", "tests")))
+]
 Case = dict[str, Any]
 
 
@@ -54,7 +58,7 @@ def read_config(path: Path) -> Run:
     wanted = {"module", "about", "install"}
     if not isinstance(found, dict) or not wanted <= set(found) <= known:
         raise ConfigError(f"{path} must be a mapping with {sorted(wanted)}, and no keys but {sorted(known)}")
-    if not (HERE / f"{found['module']}.py").is_file():
+    if importlib.util.find_spec(found["module"]) is None:
         raise ConfigError(f"{path} names the module {found['module']!r}, which is not in {HERE}")
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
     return Run(name=path.stem, **options)

@@ -2,12 +2,9 @@
 
 import io
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 
@@ -210,20 +207,3 @@ def test_a_comparison_of_which_every_cell_fails_is_an_error(tmp_path):
     done = inside("compare", *few, code=2)
     assert "every cell failed, the first with: " in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["cells"][0]["status"] == "failed"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no signal to another process")
-def test_interrupted_is_130_with_the_command_that_resumes(tmp_path):
-    out = tmp_path / "a b"
-    command = [sys.executable, "-m", "hesstune", "finetune", "--inject-noise", "0.2", "--train", "head",
-               "--method", "robust", "--limit", "60", "--image-size", "32", "--epochs", "100000",
-               "--out", str(out)]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert f"hesstune finetune --out '{out}' --resume" in err
-    assert not ht.Run.load(out).finished
