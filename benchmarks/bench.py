@@ -5,11 +5,11 @@
     python benchmarks/bench.py tables
     python benchmarks/bench.py figures
 
-A configuration names a module of this folder or of tests/bounds, what to install, the folders of DATA that it needs, and the
-settings. The module has `cases(settings)`, which yields what is measured if there are several things, and
-`measure(case, run)`, which returns the result of one case, or None if it does not apply. Each result is one
-line of results/NAME.jsonl, NAME being the name of the configuration. Cases that the record has are measured
-again only with `--again`.
+A configuration names a module of this folder or of tests/bounds, what to install, the folders of DATA that it
+needs, the settings, and the cases: lists of values by name, of which every combination is measured. A module
+can yield cases by `cases(settings)` instead. Its `measure(case, run)` returns the result of one case, or None
+if it does not apply. Each result is one line of results/NAME.jsonl, NAME being the name of the configuration.
+Cases that the record has are measured again only with `--again`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import fields, replace
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,13 @@ def measure(run: Run, case: Case) -> Case | None:
 
 
 def cases_of(run: Run) -> Iterator[Case]:
-    """Yield what is measured; a module without `cases` measures one thing."""
+    """Yield what is measured; without `cases` it is one thing."""
     module = importlib.import_module(run.module)
-    yield from module.cases(run.settings) if hasattr(module, "cases") else ({},)
+    if hasattr(module, "cases"):
+        yield from module.cases(run.settings)
+        return
+    for grid in run.cases:
+        yield from (dict(zip(grid, values, strict=True)) for values in product(*grid.values()))
 
 
 def todo(run: Run, only: str, again: bool = False) -> Iterator[tuple[Run, Case]]:
