@@ -1,18 +1,13 @@
 """Commands: their help, wrong input in one line, configuration files, and interruption."""
 
-import io
 import json
 import re
-import subprocess
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
 import hesstune as ht
-from hesstune.cli.main import run as cli
+from commands import inside, refused
 from hesstune.labeling.options import CleanOptions, LabelOptions
 from hesstune.methods import method_class, method_names
 from hesstune.options import OFF_COMMAND_LINE
@@ -21,22 +16,6 @@ from hesstune.runs.config import FinetuneConfig
 from hesstune.study.options import CompareOptions
 
 FAST = ["--train", "head", "--limit", "60", "--epochs", "2", "--image-size", "32"]
-
-
-def inside(*arguments, code=0):
-    """Run a command in this process: importing torch takes longer than most commands."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
-        cli([str(argument) for argument in arguments])
-    assert end.value.code == code, err.getvalue()
-    return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())
-
-
-def refused(*arguments):
-    """The one line of a command that is refused."""
-    err = inside(*arguments, code=2).stderr
-    assert len(err.splitlines()) == 1, err
-    return err
 
 
 def sections(*arguments):
@@ -48,18 +27,6 @@ def sections(*arguments):
         elif heading and (option := re.match(r"  (--[a-z-]+)", line)):
             found.setdefault(heading, []).append(option[1])
     return found
-
-
-def test_help_does_not_import_torch():
-    code = (
-        "import sys; sys.argv = ['hesstune', '--help']\n"
-        "from hesstune.cli.main import run\n"
-        "try:\n    run()\nexcept SystemExit:\n    pass\n"
-        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "finetune" in done.stdout
 
 
 @pytest.mark.parametrize("width", [80, 100])

@@ -1,6 +1,5 @@
 """The demo: counts beside the truth, its folder, its lines of progress, and interruption."""
 
-import io
 import json
 import re
 import signal
@@ -8,14 +7,13 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
 
 import hesstune as ht
+from commands import inside
 from hesstune.cli import render
-from hesstune.cli.main import run as cli
 from hesstune.errors import RunError
 from hesstune.study import demo
 
@@ -29,17 +27,10 @@ def small(monkeypatch):
     return plan
 
 
-def run_cli(*arguments):
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
-        cli([str(argument) for argument in arguments])
-    return end.value.code, out.getvalue(), err.getvalue()
-
-
 def test_the_demo_prints_what_its_runs_hold_beside_an_earlier_one(small, tmp_path):
     write_run(tmp_path / "demo")
-    code, out, err = run_cli("demo", "--out", tmp_path / "demo", "--json")
-    assert code == 0, err
+    done = inside("demo", "--out", tmp_path / "demo", "--json")
+    out, err = done.stdout, done.stderr
     record = json.loads(out.splitlines()[-1])
     assert record["path"] == str(tmp_path / "demo-2")
     assert {"find label errors", "fine-tune: auto"} <= set(re.findall(r"s: ([^,\n]*)", err))
@@ -53,15 +44,15 @@ def test_the_demo_prints_what_its_runs_hold_beside_an_earlier_one(small, tmp_pat
         assert found["wrong"] == np.count_nonzero(labels != true)
     assert [row["name"] for row in record["runs"]] == ["plain, stopped", "auto"]
     following = re.search(r"^Next: hesstune (.*)$", out, flags=re.M)[1]
-    assert run_cli(*following.split())[0] == 0
+    inside(*following.split())
 
 
 def test_quiet_prints_the_json_alone(small, tmp_path, monkeypatch):
     first = {"plain, stopped": small.runs["plain, stopped"]}
     monkeypatch.setattr(demo, "SHORT", demo.Plan({**small.setting, "limit": 60}, first))
-    _, out, err = run_cli("demo", "--out", tmp_path / "demo", "--json", "--quiet")
-    assert len(out.splitlines()) == 1
-    assert err == ""
+    done = inside("demo", "--out", tmp_path / "demo", "--json", "--quiet")
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
 
 
 def fail(out, error, inside):
