@@ -233,11 +233,11 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(net, tmp_path):
             raise KeyboardInterrupt
 
     chosen = {"limit": 100, "epochs": 4, "lr": 1e-3, "inject_noise": "symmetric:0.2", "select": "last"}
-    options = {**SMALL, **chosen, "model": net}
-    whole = ht.finetune(options, out=tmp_path / "whole")
+    options = {**SMALL, **chosen}
+    whole = ht.finetune(options, model=net, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        ht.finetune(options, out=tmp_path / "cut", progress=stop)
-    resumed = ht.finetune(options, out=tmp_path / "cut", resume=True)
+        ht.finetune(options, model=net, out=tmp_path / "cut", progress=stop)
+    resumed = ht.finetune(options, model=net, out=tmp_path / "cut", resume=True)
     assert resumed.outcome.test_loss == pytest.approx(whole.outcome.test_loss, rel=1e-5)
 
 

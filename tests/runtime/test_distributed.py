@@ -88,8 +88,9 @@ METHODS = ["elr --accumulate 2", "l2_sp --mixed-precision bf16", "co_teaching", 
 
 @pytest.mark.parametrize(
     "more",
-    [[], *(pytest.param(["--method", *words.split()], marks=pytest.mark.slow) for words in METHODS)],
+    [[], *(["--method", *words.split()] for words in METHODS)],
 )
+@pytest.mark.slow
 def test_two_processes_train_and_measure_as_one(words, tmp_path, monkeypatch, more):
     monkeypatch.chdir(tmp_path)
     one, two = (finetuned(words, tmp_path, name, n, *more) for name, n in (("one", 1), ("two", 2)))

@@ -48,8 +48,8 @@ def test_the_demo_prints_what_its_runs_hold_beside_an_earlier_one(small, tmp_pat
 
 
 def test_quiet_prints_the_json_alone(small, tmp_path, monkeypatch):
-    first = {"plain, stopped": small.runs["plain, stopped"]}
-    monkeypatch.setattr(demo, "SHORT", demo.Plan({**small.setting, "limit": 60}, first))
+    auto = {"auto": small.runs["auto"]}
+    monkeypatch.setattr(demo, "SHORT", demo.Plan({**small.setting, "limit": 60}, auto))
     done = inside("demo", "--out", tmp_path / "demo", "--json", "--quiet")
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr == ""
