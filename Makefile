@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-# One thread a worker: two workers with two threads each fight for the cores.
+# One thread a worker: two workers with two threads each fight for the cores. A file goes to one worker, so that
+# runs and imports that its tests share are made once.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .PHONY: demo docs field test test-slow lint bench help
@@ -41,7 +42,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports --no-logo
 
 test: lint
-	$(TEST) -n 2 -m "not slow" --doctest-modules src tests
+	$(TEST) -n 2 --dist loadfile -m "not slow" --doctest-modules src tests
 
 # A test that hangs says where: the stacks of its worker, after ten minutes.
 test-slow: $(VENV)/.slow

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kendalltau, t
+from scipy.stats import binom, kendalltau, t
 
 from gap import DEVELOPMENT, NOISE
 from records import Row, rows
@@ -233,6 +233,23 @@ def study_pairs(measure: str, part: str | None = None) -> list[tuple[float, floa
 def tau(pairs: Sequence[tuple[float, float]]) -> float:
     """Return Kendall's τ of pairs."""
     return float(kendalltau([a for a, _ in pairs], [b for _, b in pairs]).statistic)
+
+
+# Failures of certificates, from coverage.jsonl and run_coverage.jsonl
+
+
+def most_failures(way: Mapping[str, float]) -> int:
+    """Return the largest number of failures that the stated probabilities allow, with 99 % probability.
+
+    A sum of independent draws of different probabilities spreads no wider than one of their mean.
+    """
+    trials = int(way["trials"])
+    return int(binom.ppf(0.99, trials, way["stated"] / trials))
+
+
+def printed_failures(way: Mapping[str, float]) -> int:
+    """Return how many certificates were printed and false."""
+    return int(way.get("printed", 0 if way["refused"] else way["failures"]))
 
 
 def markdown(titles: Iterable[str], cells: Iterable[Iterable[str]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,6 @@ def processor_seconds(call: Callable[[], Any]) -> float:
     before = os.times()
     call()
     return sum(after - start for after, start in zip(os.times()[:4], before[:4], strict=True))
-
-
-def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the numbers of examples."""
-    yield from ({"examples": n} for n in (1000, IMAGES))
 
 
 def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:

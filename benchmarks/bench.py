@@ -5,23 +5,25 @@
     python benchmarks/bench.py tables
     python benchmarks/bench.py figures
 
-A configuration names a module of this folder, what to install, the folders of DATA that it needs, and the
-settings. The module has `cases(settings)`, which yields what is measured if there are several things, and
-`measure(case, run)`, which returns the result of one case, or None if it does not apply. Each result is one
-line of results/NAME.jsonl, NAME being the name of the configuration. Cases that the record has are measured
-again only with `--again`.
+A configuration names a module of this folder or of tests/bounds, what to install, the folders of DATA that it
+needs, the settings, and the cases: lists of values by name, of which every combination is measured. A module
+can yield cases by `cases(settings)` instead. Its `measure(case, run)` returns the result of one case, or None
+if it does not apply. Each result is one line of results/NAME.jsonl, NAME being the name of the configuration.
+Cases that the record has are measured again only with `--again`.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import os
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import fields, replace
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,10 @@ from records import Run
 
 HERE = Path(__file__).parent
 CONFIGS = HERE / "configs"
-sys.path[:0] = [str(HERE / "field"), str(records.ROOT / "examples")]
+sys.path[:0] = [
+    str(folder)
+    for folder in (HERE / "field", *(records.ROOT / name for name in ("examples", "tests/bounds", "tests")))
+]
 Case = dict[str, Any]
 
 
@@ -54,7 +59,7 @@ def read_config(path: Path) -> Run:
     wanted = {"module", "about", "install"}
     if not isinstance(found, dict) or not wanted <= set(found) <= known:
         raise ConfigError(f"{path} must be a mapping with {sorted(wanted)}, and no keys but {sorted(known)}")
-    if not (HERE / f"{found['module']}.py").is_file():
+    if importlib.util.find_spec(found["module"]) is None:
         raise ConfigError(f"{path} names the module {found['module']!r}, which is not in {HERE}")
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
     return Run(name=path.stem, **options)
@@ -73,9 +78,13 @@ def measure(run: Run, case: Case) -> Case | None:
 
 
 def cases_of(run: Run) -> Iterator[Case]:
-    """Yield what is measured; a module without `cases` measures one thing."""
+    """Yield what is measured; without `cases` it is one thing."""
     module = importlib.import_module(run.module)
-    yield from module.cases(run.settings) if hasattr(module, "cases") else ({},)
+    if hasattr(module, "cases"):
+        yield from module.cases(run.settings)
+        return
+    for grid in run.cases:
+        yield from (dict(zip(grid, values, strict=True)) for values in product(*grid.values()))
 
 
 def todo(run: Run, only: str, again: bool = False) -> Iterator[tuple[Run, Case]]:

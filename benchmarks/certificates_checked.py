@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,6 @@ from records import Run
 
 SAMPLE, DELTA, HALF, DRAWS = 300, 0.05, 0.5, 100
 OPTIONS: dict[str, Any] = {"method": "vanilla", "train": "head", "image_size": 96, "val_fraction": 0}
-
-
-def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the kinds of labels."""
-    yield from ({"labels": labels} for labels in ("worse", "random1", "aggregate"))
 
 
 def measure(case: dict[str, Any], asked: Run) -> dict[str, Any]:

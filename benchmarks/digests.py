@@ -23,7 +23,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-RECORD = Path(__file__).parent / "results" / "digests.json"
+import torch
+from safetensors.torch import load_file
+
+from data_files import write_table
+from records import RESULTS
+
+RECORD = RESULTS / "digests.json"
 HEAD = ("--data", "digits", "--limit", "120", "--image-size", "32", "--epochs", "3", "--device", "cpu")
 WHOLE = ("--data", "digits", "--limit", "48", "--image-size", "32", "--epochs", "2", "--device", "cpu")
 # Words in keys of values that differ between runs, or are not measurements.
@@ -66,24 +72,22 @@ def write_inputs(folder: Path) -> None:
     nouns = ("film", "book", "meal", "song", "walk", "house")
     rows = [(f"a {word} {noun} {end}", "good" if word in good else "bad")
             for word in (*good, *bad) for noun in nouns for end in ("today", "again")]  # fmt: skip
-    with (folder / "texts.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("text", "label"), *rows])
+    write_table(folder / "texts.csv", ("text", "label"), rows)
     votes = [
         (str(i), *("cat" if (i * step) % 7 < 4 else "dog" if (i * step) % 11 else "" for step in (1, 2, 3)))
         for i in range(120)
     ]
-    with (folder / "votes.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("id", "vote_a", "vote_b", "vote_c"), *votes])
+    write_table(folder / "votes.csv", ("id", "vote_a", "vote_b", "vote_c"), votes)
 
 
-def passes(name: str) -> bool:
+def is_passing(name: str) -> bool:
     """Tell whether a key, a column or a metric differs from run to run."""
     return any(word in name for word in PASSING)
 
 
 def numbers(value: Any, key: str = "") -> list[float]:
-    """Return every number with a fraction in a record, but for those that pass."""
-    if passes(key) or (isinstance(value, dict) and passes(str(value.get("metric")))):
+    """Return every number with a fraction in a record, but for those that differ from run to run."""
+    if is_passing(key) or (isinstance(value, dict) and is_passing(str(value.get("metric")))):
         return []
     if isinstance(value, dict):
         return [n for k, v in value.items() for n in numbers(v, str(k))]
@@ -94,38 +98,24 @@ def numbers(value: Any, key: str = "") -> list[float]:
 
 def digest_of(path: Path) -> dict[str, Any] | None:
     """Return the digest of one file's contents, or None if it holds nothing to compare."""
-    made = hashlib.sha256()
+    made, found = hashlib.sha256(), list[Any]()
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
         tensors = load_file(path)
-        for name in sorted(tensors):
+        found = sorted(tensors)
+        for name in found:
             made.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-            made.update(tensors[name].contiguous().flatten().view(dtype_of_bytes()).numpy().tobytes())
-        count = len(tensors)
+            made.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
     elif path.suffix == ".csv":
         header, *rows = csv.reader(path.open(newline="", encoding="utf-8"))
-        lasting = [at for at, name in enumerate(header) if not passes(name)]
-        made.update(json.dumps([[row[at] for at in lasting] for row in rows]).encode())
-        count = len(rows)
+        lasting = [at for at, name in enumerate(header) if not is_passing(name)]
+        found = [[row[at] for at in lasting] for row in rows]
+        made.update(json.dumps(found).encode())
     elif path.suffix in (".json", ".jsonl"):
         text = path.read_text(encoding="utf-8")
-        loaded = (
-            [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
-        )
-        found = sorted(numbers(loaded))
+        lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+        found = sorted(number for line in lines for number in numbers(json.loads(line)))
         made.update(json.dumps(found).encode())
-        count = len(found)
-    else:
-        return None
-    return {"digest": made.hexdigest()[:20], "count": count} if count else None
-
-
-def dtype_of_bytes() -> Any:
-    """Return torch's type of a byte."""
-    import torch
-
-    return torch.uint8
+    return {"digest": made.hexdigest()[:20], "count": len(found)} if found else None
 
 
 def run_all(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Time and memory of `RobustLinearClassifier` and `clean` on many memory-mapped embeddings.
 
-Settings: `sizes` (N), `width` (D), `classes` (K) and `rate` of symmetric noise.
+Settings: `width` (D), `classes` (K) and `rate` of symmetric noise.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,6 @@ from records import Run
 CHUNK = 50_000
 # Standard deviation of the class means, in noise of 1: a linear classifier of ten classes reaches .77.
 SPREAD = 0.12
-
-
-def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield sizes and what is run."""
-    yield from ({"n": n, "what": what} for n in settings["sizes"] for what in ("fit", "clean"))
 
 
 def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,40 +28,6 @@ from hesstune.noise.estimate import confident
 from peers import CrossValidated
 from records import Run
 
-TASKS = (
-    *(
-        f"cifar10n {labels} {n}".strip()
-        for n in ("4000", "2000", "")
-        for labels in ("worse", "random1", "aggregate")
-    ),
-    "cifar10n votes",
-    "amazon_isbook votes",
-    "digits clean",
-    "digits symmetric:0.2",
-    "digits symmetric:0.4",
-    "digits symmetric:0.6",
-    "digits pair:0.4",
-    "photo symmetric:0.4",
-)
-DEVELOPMENT = (
-    "cifar10n random2 2000",
-    "cifar10n random2 4000",
-    "cifar10n random3 4000",
-    "cifar10n random2 4000 half",
-    "cifar10n random3 4000 half",
-    "cifar10n two 4000",
-    "cartoon symmetric:0.2 half",
-    "cartoon pair:0.4",
-    "cartoon instance:0.3",
-    "sketch symmetric:0.2 half",
-    "digits symmetric:0.3 half",
-    "sst2 symmetric:0.3 half",
-    "cifar10n random2 2000 true",
-    "cartoon symmetric:0.2 true",
-    "sst2 symmetric:0.3 true",
-)
-# Source, number of texts, number of wrong labels.
-SMALL = ("sst2 100 6", "sst2 100 9", "mrpc 100 7", "mrpc 100 10", "youtube 100 8", "youtube 100 11")
 DRAWN_FROM = {"sst2": "sst2 symmetric:0.2", "mrpc": "mrpc pair:0.2", "youtube": "youtube votes"}
 SCORES = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
 
@@ -91,6 +56,9 @@ def _small_task(name: str, seed: int, data: Path) -> FieldTask:
     return replace(task, name=name, x=task.x[rows], given=given, true=true)
 
 
+READERS = {"test": field_task, "development": _development_task, "small": _small_task}
+
+
 def _variation(matrix: NDArray[np.float64], task: FieldTask) -> float:
     counts = np.eye(task.k)[task.true].T @ np.eye(task.k)[task.given]
     realised = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -116,18 +84,6 @@ def calibration_error(p: NDArray[np.float64], wrong: NDArray[np.bool_], bins: in
     return float(np.abs(np.bincount(at, p - wrong, bins)).sum() / len(p))
 
 
-PARTS = {
-    "test": (TASKS, field_task),
-    "development": (DEVELOPMENT, _development_task),
-    "small": (SMALL, _small_task),
-}
-
-
-def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the tasks of the part."""
-    yield from ({"task": name} for name in PARTS[settings["part"]][0])
-
-
 def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
     """Find the label errors of one task."""
     from cleanlab.filter import find_label_issues
@@ -135,7 +91,7 @@ def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
     from sklearn.metrics import average_precision_score, f1_score
 
     warnings.simplefilter("ignore")
-    task = PARTS[run.settings["part"]][1](case["task"], run.seed, run.data)
+    task = READERS[run.settings["part"]](case["task"], run.seed, run.data)
     wrong = task.given != task.true
     started = time.monotonic()
     found = clean(features=task.x, labels=task.given, seed=run.seed)

@@ -93,10 +93,8 @@ def measure(case: dict[str, Any], run: Any) -> dict[str, Any]:
         of_votes, majority = write_long(folder / "long.csv", rows)
         long_seconds, long_memory, long_found = measured(folder, folder / "long.csv")
         chosen = pd.read_csv(folder / "labels.csv", index_col=0).iloc[:, 0]
-    own = [int(name[1:]) for name in made.index]
-    joint = np.zeros((len(CLASSES), len(CLASSES)))
-    np.add.at(joint, (true[own], np.array([CLASSES.index(name) for name in made])), 1)
-    wanted = joint / joint.sum(axis=1, keepdims=True)
+    own = np.array(CLASSES)[true[[int(name[1:]) for name in made.index]]]
+    wanted = pd.crosstab(own, made.to_numpy(), normalize="index").to_numpy()
     error = np.abs(np.array(found["noise_matrix"]["matrix"]) - wanted).sum(1).mean() / 2
     expected = pd.Series(np.array(CLASSES)[of_votes], [f"x{n}" for n in range(len(of_votes))])
     return {

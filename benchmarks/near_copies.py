@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +117,6 @@ def _rows(data: Path, name: str) -> tuple[list[str], list[Any]]:
         texts = list(dict.fromkeys(lines))[: 6000 if name == "sst2" else None]
         return texts, texts
     return [f"{f.parent.name}/{f.name}" for f in files], [Image.open(f).convert("RGB") for f in files]
-
-
-def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the collections."""
-    names = ("digits", *PACS, "cifar10n", ALL_ROWS, "sst2", "trec", "youtube")
-    yield from ({"collection": name} for name in names)
 
 
 def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:

@@ -8,7 +8,6 @@ of the injected matrix, averaged over the rows. `holdout` has 100 clean labels, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -24,14 +23,7 @@ from hesstune.noise.estimate import estimate_noise, pair_counts
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.noise.probes import cross_fit
 
-NOISES = ("symmetric:0", "symmetric:0.2", "symmetric:0.4", "symmetric:0.6", "pair:0.4")
 CLEAN, DELTA = 100, 0.05
-
-
-def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the noise matrices and estimators."""
-    for noise in NOISES:
-        yield from ({"noise": noise, "method": method} for method in settings["methods"])
 
 
 @cache

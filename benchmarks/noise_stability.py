@@ -7,7 +7,6 @@ with noise on all layers, and a GELU network trained on the same digits at 8×8 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -46,12 +45,6 @@ def gelu() -> list[dict[str, Any]]:
         optimizer.step()
     table = noise_stability_table(model, [(x[:EXAMPLES], noisy[:EXAMPLES])], SIGMAS, samples=64, probes=32)
     return [row.to_dict() for row in table]
-
-
-def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the networks and noise sizes."""
-    for network in ("efficientnet_vanilla", "efficientnet_robust", "gelu"):
-        yield from ({"network": network, "sigma": sigma} for sigma in SIGMAS)
 
 
 def measure(case: dict[str, Any], run: object) -> dict[str, Any]:

@@ -11,8 +11,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ class Run:
         needs: Folders of DATA.
         seeds: A case is measured once for each.
         threads: Threads of torch; None leaves its default.
+        cases: Lists of values by name; the combinations of each are measured.
         settings: What the module reads.
         data_folder: DATA, or None.
         case_seed: Seed of the case that is measured, or None.
@@ -57,6 +57,7 @@ class Run:
     needs: tuple[str, ...] = ()
     seeds: tuple[int | None, ...] = (None,)
     threads: int | None = None
+    cases: tuple[dict[str, list[Any]], ...] = ({},)
     settings: dict[str, Any] = field(default_factory=dict)
     data_folder: Path | None = None
     case_seed: int | None = None
@@ -131,7 +132,7 @@ def result(name: str, **case: Any) -> Row:
 
 
 def append(name: str, case: Mapping[str, Any], seed: int | None, found: Mapping[str, Any]) -> None:
-    """Add one line to a record, in place of one of the same case and seed; several processes may do so."""
+    """Add one line to a record, in place of one of the same case and seed."""
     line = {"benchmark": name, "case": dict(case), "seed": seed, "result": dict(found)}
     text = json.dumps({**line, "versions": versions(), "hardware": hardware()}, allow_nan=False)
     RESULTS.mkdir(exist_ok=True)
@@ -146,8 +147,6 @@ def key(case: Mapping[str, Any], seed: int | None) -> str:
     return json.dumps([dict(case), seed], sort_keys=True)
 
 
-@contextmanager
-def alone(name: str) -> Iterator[None]:
-    """Lock a record, so that several processes can add to it."""
-    with FileLock(Path(tempfile.gettempdir(), f"hesstune-benchmark-{name}.lock")):
-        yield
+def alone(name: str) -> FileLock:
+    """Return the lock of a record, so that several processes can add to it."""
+    return FileLock(Path(tempfile.gettempdir(), f"hesstune-benchmark-{name}.lock"))

@@ -6,7 +6,6 @@ Labels come from `hesstune.label_data`, the head from `hesstune.finetune` with `
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,6 @@ import hesstune as ht
 import peers  # noqa: F401  # makes sklearn_cv known
 from data_files import sentences, write_table
 from records import Run
-
-
-def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield label models with methods."""
-    for labels, method in (("auto", "auto"), ("majority", "vanilla"), ("majority", "sklearn_cv")):
-        yield {"labels": labels, "method": method}
 
 
 def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:

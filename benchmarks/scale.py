@@ -131,11 +131,6 @@ def small(num_classes: int) -> torch.nn.Module:
 PARTS = {"ranks": ranks, "examples": examples, "runs": runs}
 
 
-def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the parts."""
-    yield from ({"part": part} for part in PARTS)
-
-
 def measure(case: dict[str, Any], run: object) -> dict[str, Any]:
     """Measure one part in a process of its own."""
     found: dict[str, Any] = json.loads(printed([sys.executable, __file__, "part", case["part"]]))

@@ -8,7 +8,6 @@ afterwards. `auto` uses frozen features of the texts or images, `auto, votes` do
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from hesstune.weak import Votes, apply_functions, label
 from peers import crowd_kit, mace, snorkel
 from records import Run
 
-SETS = ("youtube", "trec", "amazon_isbook", "cifar10n", "sst2 rules")
 SIMULATED = ("photo annotators", "art_painting crowd", "sketch functions", "art_painting models")
 PEERS = {"dawid_skene": crowd_kit, "mace": mace, "snorkel": snorkel}
 MOST = 4000
@@ -82,11 +80,6 @@ def _set(name: str, data: Path) -> tuple[NDArray[np.float32], Votes, NDArray[np.
         votes = found.votes.take(rows)
     voted = np.flatnonzero(votes.per_example > 0)
     return found.features[rows][voted], votes.take(voted), found.true[rows][voted]
-
-
-def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the sets of votes."""
-    yield from ({"set": name} for name in (*SETS, *SIMULATED))
 
 
 def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,17 @@ def image_folder(tmp_path):
             pixels = np.clip(rng.normal(level, 20, (20, 24, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{i:02d}.png")
     return root
+
+
+@pytest.fixture
+def distinct_images(monkeypatch):
+    """Count no image as a copy of another one: the search takes seconds."""
+    monkeypatch.setattr("hesstune.data.near_duplicates._KEPT", OrderedDict())
+
+    def apart(parts, quick=False):
+        return np.arange(sum(map(len, parts)))
+
+    monkeypatch.setattr("hesstune.data.near_duplicates._group_images", apart)
 
 
 @pytest.fixture

@@ -29,23 +29,9 @@ def block_hessian(
     name: str,
     loss: PerExampleLoss = _cross_entropy,
 ) -> torch.Tensor:
-    """Return H_i(x, y) of every example: the Hessian of its loss in vec(W_i) alone.
+    """Return H_i(x, y) of every example, (B, d, d): the Hessian of its loss in vec(W_i) alone.
 
-    Args:
-        model: A small network, in float64 for a trustworthy twin; used in eval mode.
-        inputs: One batch.
-        targets: Whatever `loss` takes, batch first.
-        name: The weight's name in `model.named_parameters()`.
-        loss: (logits (1, K), targets (1, ...)) -> per-example losses (1,).
-
-    Returns:
-        (B, d, d), symmetric, d the number of entries of W_i.
-
-    Example:
-        >>> model = torch.nn.Linear(2, 3, bias=False).double()
-        >>> x, y = torch.eye(2, dtype=torch.float64), torch.tensor([0, 2])
-        >>> block_hessian(model, x, y, "weight").shape
-        torch.Size([2, 6, 6])
+    `loss` maps logits (1, K) and targets (1, ...) to losses (1,).
     """
     weight = dict(model.named_parameters())[name].detach()
 
@@ -80,12 +66,7 @@ def block_jacobian(model: nn.Module, inputs: Inputs, name: str) -> torch.Tensor:
 
 
 def positive_form(hessian: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """Return vᵀ H⁺ v with H⁺ = U max(D, 0) Uᵀ.
-
-    Args:
-        hessian: (..., d, d), symmetric.
-        vector: v, of d entries in any shape.
-    """
+    """Return vᵀ H⁺ v with H⁺ = U max(D, 0) Uᵀ, of (..., d, d) and v of d entries."""
     values, vectors = torch.linalg.eigh(hessian)
     parts = vectors.transpose(-2, -1) @ vector.reshape(-1).to(hessian.dtype)
     form: torch.Tensor = (values.clamp(min=0) * parts.square()).sum(-1)
@@ -104,19 +85,10 @@ def paper_code_quantity(
     targets: torch.Tensor,
     differences: dict[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    """Return what the paper's own code computes: v_iᵀ(Hv)_i of the batch's *mean* loss, all v at once.
+    """Return what the paper's own code computes, by layer: v_iᵀ(Hv)_i of the batch's *mean* loss.
 
-    It differs from v_iᵀH_i⁺v_i in three ways: H couples the layers (the off-diagonal blocks leak
-    in), negative curvature is kept, and the mean over a batch stands for the examples.
-
-    Args:
-        model: The network; used in eval mode.
-        inputs: One batch.
-        targets: Class indices, (B,).
-        differences: W_i − W_i⁽ˢ⁾ of each layer.
-
-    Returns:
-        One number a layer, by name; they may be negative.
+    It differs from v_iᵀH_i⁺v_i in three ways: H couples the layers, since all v are moved at once, negative
+    curvature is kept, and the mean over a batch stands for the examples.
     """
     parameters = dict(model.named_parameters())
     weights = [parameters[name].detach().clone().requires_grad_() for name in differences]

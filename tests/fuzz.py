@@ -58,7 +58,7 @@ class Hang(BaseException):
     """A reader took too long."""
 
 
-def mutated(content: bytes, draw: random.Random) -> bytes:
+def mutated(content, draw):
     """Return the content with a few random changes."""
     data = bytearray(content)
     for _ in range(draw.choice((1, 1, 2, 4, 16))):
@@ -84,14 +84,14 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
     return bytes(data)
 
 
-def label_studio_task(number: int, label: str) -> dict[str, object]:
+def label_studio_task(number, label):
     """Return a finished task of an export of Label Studio."""
     value = {"from_name": "label", "to_name": "example", "type": "choices", "value": {"choices": [label]}}
     data = {"hesstune_id": str(number), "given_label": "cat", "content": "0f", "text": "a"}
     return {"id": number, "data": data, "annotations": [{"completed_by": 1, "result": [value]}]}
 
 
-def finished_run(folder: Path) -> Path:
+def finished_run(folder):
     """Write a run folder by hand: it need not be trained to be read."""
     run = folder / "run"
     run.mkdir()
@@ -127,7 +127,7 @@ def finished_run(folder: Path) -> Path:
     return run
 
 
-def derived_records(run: Path) -> None:
+def derived_records(run):
     """Write what other commands leave in a run folder."""
     matrix = {"matrix": [[0.8, 0.2], [0.2, 0.8]], "rate": 0.2}
     assumed = {**matrix, "condition": 1.7, "log_likelihood": -0.5}
@@ -156,7 +156,7 @@ def derived_records(run: Path) -> None:
     save_file({"quadratic": torch.ones(2, 1, dtype=torch.float64)}, str(run / records.MEASURE_TENSORS))
 
 
-def read_run(path: Path) -> None:
+def read_run(path):
     """Read all that a run's folder holds, a file of which is given."""
     loaded = ht.Run.load(path.parent)
     _ = loaded.classes, loaded.result, loaded.metrics, loaded.noise_matrix, loaded.labels()
@@ -170,7 +170,7 @@ def read_run(path: Path) -> None:
     _ = layer_rows(known), setters(known), assumptions(known), provenance(known), verdict(known)
 
 
-def pictures_of(pixels: np.ndarray) -> dict[str, tuple[bytes, str, object]]:
+def pictures_of(pixels):
     """Return images of every format, and those that are turned, transparent, deep or moving."""
     plain = Image.fromarray(pixels)
     exif = plain.getexif()
@@ -194,7 +194,7 @@ def pictures_of(pixels: np.ndarray) -> dict[str, tuple[bytes, str, object]]:
         "moving gif": (plain, "gif", {"save_all": True, "append_images": [plain.rotate(90)]}),
         **({"avif": (plain, "avif", {})} if features.check("avif") else {}),
     }  # fmt: skip
-    found: dict[str, tuple[bytes, str, object]] = {}
+    found = {}
     for kind, (image, suffix, how) in made.items():
         buffer = io.BytesIO()
         image.save(buffer, format=suffix, **how)
@@ -204,13 +204,13 @@ def pictures_of(pixels: np.ndarray) -> dict[str, tuple[bytes, str, object]]:
     return found
 
 
-def decoded_in_memory(content: bytes) -> None:
+def decoded_in_memory(content):
     """Decode a file's bytes as hf: data does; what is damaged is named, and never raised."""
     if bad := decode_objects([content], 16).bad:
         raise ht.HesstuneError(bad[0])
 
 
-def tables() -> dict[str, tuple[bytes, str, object]]:
+def tables():
     """Return tables in other encodings, separators and columns: to train on, to predict, of votes."""
     text = "id;Text;label;split\n0;gut;1;Train\n1;schön;5;train\n\n2;na ja;1;Testing\n3;schlecht;5;dev\n"
     named = b"key,body,stars\n0,good film,1\n1,bad film,0\n2,fine,NA\n3,awful,0\n"
@@ -253,7 +253,7 @@ def tables() -> dict[str, tuple[bytes, str, object]]:
     }
 
 
-def data_sets(folder: Path) -> dict[str, tuple[bytes, str, object]]:
+def data_sets(folder):
     """Return every file of a data set that save_to_disk wrote, read as hf: data."""
     try:
         import datasets
@@ -274,7 +274,7 @@ def data_sets(folder: Path) -> dict[str, tuple[bytes, str, object]]:
     }  # fmt: skip
 
 
-def readers(folder: Path) -> dict[str, tuple[bytes, str, object]]:
+def readers(folder):
     """Return {kind: (a good file, its name, what reads it)}."""
     run = finished_run(folder)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
@@ -332,7 +332,7 @@ def readers(folder: Path) -> dict[str, tuple[bytes, str, object]]:
     }  # fmt: skip
 
 
-def parts_of_arrays(folder: Path) -> bytes:
+def parts_of_arrays(folder):
     """Return an .npz file of deep images with opacity, names and parts."""
     images = np.random.default_rng(1).integers(0, 65536, (6, 8, 8, 4)).astype(np.uint16)
     split = ["train"] * 4 + ["Test", "valid"]
@@ -340,7 +340,7 @@ def parts_of_arrays(folder: Path) -> bytes:
     return (folder / "p.npz").read_bytes()
 
 
-def limit_memory() -> int:
+def limit_memory():
     """Allow so much more than is in use now; return the limit in bytes."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = used + MEMORY_MIB * 2**20
@@ -348,7 +348,7 @@ def limit_memory() -> int:
     return limit
 
 
-def read_one(read: object, path: Path) -> str:
+def read_one(read, path):
     """Return what came of one file: `read`, `refused`, or the name of the wrong outcome."""
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
@@ -364,18 +364,18 @@ def read_one(read: object, path: Path) -> str:
     return "read"
 
 
-def main(count: int, seed: int) -> dict[str, object]:
+def main(count, seed):
     """Read `count` mutated files in all; return the counts and the wrong outcomes."""
 
-    def hang(*_: object) -> None:
+    def hang(*_):
         raise Hang
 
     signal.signal(signal.SIGALRM, hang)
     warnings.simplefilter("ignore")
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     torch.set_num_threads(1)
-    counts: dict[str, dict[str, int]] = {}
-    wrong: list[dict[str, object]] = []
+    counts = {}
+    wrong = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         kinds = readers(folder)

@@ -9,19 +9,8 @@ def scene(seed):
     rng = np.random.default_rng(seed)
     ramp = np.linspace(0, 1, 200)
     ends = rng.integers(40, 216, (4, 3))
-    pixels = sum(
-        weight[..., None] * end
-        for weight, end in zip(
-            (
-                np.outer(1 - ramp, 1 - ramp),
-                np.outer(1 - ramp, ramp),
-                np.outer(ramp, 1 - ramp),
-                np.outer(ramp, ramp),
-            ),
-            ends,
-            strict=True,
-        )
-    )
+    weights = [np.outer(one, other) for one in (1 - ramp, ramp) for other in (1 - ramp, ramp)]
+    pixels = sum(weight[..., None] * end for weight, end in zip(weights, ends, strict=True))
     image = Image.fromarray(pixels.astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for _ in range(8):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -12,7 +10,7 @@ BAD = ["bad", "awful", "poor", "dull"]
 FILLER = ["the", "a", "film", "was", "and", "it", "plot"]
 
 
-def sentences(n: int, seed: int = 0) -> list[tuple[str, str]]:
+def sentences(n, seed=0):
     """Return n pairs of a sentence and its label, yes or no."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -23,7 +21,7 @@ def sentences(n: int, seed: int = 0) -> list[tuple[str, str]]:
     return rows
 
 
-def save_tiny_bert(folder: Path) -> Path:
+def save_tiny_bert(folder):
     """Write a BERT of one layer and its tokenizer, as save_pretrained does."""
     import transformers
 
@@ -31,13 +29,9 @@ def save_tiny_bert(folder: Path) -> Path:
     (folder / "vocab.txt").write_text("\n".join(words))
     transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     config = transformers.BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=24,
-    )
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=24, max_position_embeddings=24,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformers.BertForSequenceClassification(config).save_pretrained(folder)

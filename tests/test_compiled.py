@@ -8,17 +8,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import hesstune as ht
-from hesstune.bounds.kinds.holdout import Holdout
-from hesstune.bounds.record import Network
-from hesstune.bounds.sample import BoundOptions, Sample
 from hesstune.constraints.distance import StartingPointPenalty
-from hesstune.curvature import CurvatureEngine
 from hesstune.forward import is_compiled, uncompiled
 from hesstune.reference import layer_names
+from network_uses import K, N, X, Y, batches, certified, measured, stability, traces
 
-K, N = 3, 24
-X = torch.randn(N, 5, generator=torch.Generator().manual_seed(1)).double()
-Y = torch.arange(N) % K
 # Its backward pass is compiled, too, so that it cannot be differentiated again.
 BACKEND = "aot_eager"
 
@@ -69,34 +63,6 @@ def networks(request):
     compiled(X)
     yield compiled, model, refs
     torch.compiler.reset()
-
-
-def batches():
-    return [(X[:10], Y[:10]), (X[10:], Y[10:])]
-
-
-def measured(model, ref):
-    found = ht.measure(model, ref, batches())
-    return found.quadratic, found.names
-
-
-def traces(model, ref):
-    engine = CurvatureEngine.of(model, ref)
-    return engine.trace(batches()[0]).value, engine.names
-
-
-def stability(model, ref):
-    row = ht.noise_stability(model, batches(), 0.1, samples=2, probes=2)
-    return torch.tensor([row.value, row.taylor]), list(row.layers)
-
-
-def certified(model, ref):
-    data = TensorDataset(X, Y)
-    options = {"draws": 12, "block_size": 6, "prior_scales": [0.5, 1.0], "diagnostic": True}
-    found = ht.certify(model, ref, data, **options)
-    sample = Sample.read(model, data, BoundOptions(diagnostic=True))
-    beside = Holdout.evaluate(Network(model=model), None, sample)
-    return torch.tensor([found.risk, found.empirical, beside.risk]), list(found.sigma)
 
 
 def certified_head(model, ref):

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import hesstune as ht
+from commands import inside
 from hesstune.data.formats import listing
 from hesstune.data.images import decode
 from hesstune.errors import ConfigError, DataError, HesstuneError, ModelError, NoiseMatrixError
@@ -169,10 +170,7 @@ def test_names_from_files_never_become_paths(tmp_path, image_folder):
     before = set(tmp_path.parent.iterdir())
     words = ["finetune", "--data", f"csv:{tmp_path / 'x.csv'}", "--inject-noise", "0.1", "--train", "head"]
     words += ["--epochs", "1", "--image-size", "32", "--out", str(tmp_path / "out"), "--quiet"]
-    done = subprocess.run(
-        [sys.executable, "-m", "hesstune", *words], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    inside(*words)
     found = ht.predict(tmp_path / "out", f"csv:{tmp_path / 'x.csv'}")
     found.save(tmp_path / "p.csv")
     assert set(tmp_path.parent.iterdir()) == before

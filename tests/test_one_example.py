@@ -17,14 +17,14 @@ from hesstune.reference import Reference
 class Tokens(nn.Module):
     """A convolution, a norm, and tokens in channels-last order that each have their own weight."""
 
-    def __init__(self, norm: nn.Module, twice: bool = False, tokens_first: bool = False) -> None:
+    def __init__(self, norm, twice=False, tokens_first=False):
         super().__init__()
         self.stem = nn.Conv2d(2, 3, 1)
         self.norm = norm
         self.head = nn.Linear(12, 3)
         self.twice, self.tokens_first = twice, tokens_first
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         z = self.stem(self.stem(x)[:, :2]) if self.twice else self.stem(x)
         if self.tokens_first:  # the input of the norm has the strides, its gradient has not
             tokens = z.flatten(2).transpose(1, 2).contiguous()
@@ -32,7 +32,7 @@ class Tokens(nn.Module):
         return self.head(self.norm(z).flatten(2).transpose(1, 2).flatten(1))
 
 
-def _norm(kind: str) -> nn.Module:
+def _norm(kind):
     norm: nn.Module
     if kind == "instance":
         norm = nn.InstanceNorm2d(3, affine=True, track_running_stats=True)
@@ -43,13 +43,13 @@ def _norm(kind: str) -> nn.Module:
     return norm
 
 
-def _network(**options: bool | str) -> nn.Module:
+def _network(**options):
     torch.manual_seed(0)
     kind = str(options.pop("kind", "batch"))
     return Tokens(_norm(kind), **options).double()
 
 
-def _finite_difference(function, x: torch.Tensor) -> torch.Tensor:
+def _finite_difference(function, x):
     found = torch.zeros_like(x)
     for place in range(x.numel()):
         step = torch.zeros_like(x)
@@ -65,7 +65,7 @@ def test_the_gradient_of_one_example_is_that_of_finite_differences(kind, trainin
     model = _network(kind=kind, tokens_first=tokens_first).train(training)
     weights = torch.randn(3, dtype=torch.float64)
 
-    def value(x: torch.Tensor) -> torch.Tensor:
+    def value(x):
         return logits_of(model, x)[0] @ weights
 
     x = torch.randn(1, 2, 2, 2, dtype=torch.float64, requires_grad=True)
@@ -79,7 +79,7 @@ def test_functional_norms_and_keyword_arguments_are_covered(functional):
     mean, var = torch.randn(3).double(), torch.rand(3).double() + 0.5
 
     class Functional(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x):
             if functional is F.batch_norm:
                 z = F.batch_norm(input=x, running_mean=mean, running_var=var)
             else:
@@ -112,16 +112,16 @@ def test_values_in_weight_space_and_noise_stability_do_not_depend_on_the_batch_s
     assert tables[0] == pytest.approx(tables[1], rel=1e-9)
 
 
-def _closed_form(model: nn.Module, x: torch.Tensor, y: torch.Tensor, ref: Reference) -> torch.Tensor:
+def _closed_form(model, x, y, ref):
     """Return vᵀH⁺v with the norm written as scale and shift."""
 
     class Affine(nn.Module):
-        def __init__(self, norm: nn.BatchNorm2d) -> None:
+        def __init__(self, norm):
             super().__init__()
             self.scale = norm.weight / (norm.running_var + norm.eps).sqrt()
             self.shift = norm.bias - norm.running_mean * self.scale
 
-        def forward(self, z: torch.Tensor) -> torch.Tensor:
+        def forward(self, z):
             return z * self.scale[:, None, None] + self.shift[:, None, None]
 
     twin = Tokens(Affine(model.norm), twice=True)

@@ -8,9 +8,7 @@ made without `device=`, or moved by `cpu`. Operations on tensors of both kinds a
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -31,37 +29,35 @@ class TwoDevices:
         mixed: (operator, function of hesstune that called it).
     """
 
-    def __init__(self) -> None:
-        self.mixed: list[tuple[str, str]] = []
+    def __init__(self):
+        self.mixed = []
         # The storages are kept, so that no other one takes their place.
-        self._places: dict[int, tuple[bool, torch.UntypedStorage]] = {}
+        self._places = {}
 
-    def put(self, *tensors: torch.Tensor, there: bool = True) -> None:
+    def put(self, *tensors, there=True):
         """Mark tensors as being on the device, or on the CPU."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             self._places[storage._cdata] = there, storage
 
-    def place(self, tensor: torch.Tensor) -> bool | None:
+    def place(self, tensor):
         """Tell whether a tensor is on the device; None if that is unknown, or if it has no dimensions."""
         known = self._places.get(tensor.untyped_storage()._cdata)
         return known[0] if known else None
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self):
         """Watch what runs inside."""
         with _Operators(self), _Calls(self):
             yield
 
 
 class _Operators(TorchDispatchMode):
-    def __init__(self, devices: TwoDevices) -> None:
+    def __init__(self, devices):
         super().__init__()
         self._devices = devices
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func.name().split(".")[0].removeprefix("aten::")
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
@@ -78,13 +74,11 @@ class _Operators(TorchDispatchMode):
 
 
 class _Calls(TorchFunctionMode):
-    def __init__(self, devices: TwoDevices) -> None:
+    def __init__(self, devices):
         super().__init__()
         self._devices = devices
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
         if func is torch.Tensor.cpu:
@@ -99,7 +93,7 @@ class _Calls(TorchFunctionMode):
             self._devices.put(found, there=kwargs.get("device") is not None)
         return found
 
-    def _moved(self, tensor: torch.Tensor, there: bool) -> torch.Tensor:
+    def _moved(self, tensor, there):
         if self._devices.place(tensor) == there:
             return tensor
         with torch._C.DisableTorchFunction(), _disable_current_modes():
@@ -108,6 +102,6 @@ class _Calls(TorchFunctionMode):
         return copy
 
 
-def _caller() -> str:
+def _caller():
     frames = [f for f in traceback.extract_stack() if "/hesstune/" in f.filename]
     return f"{frames[-1].filename.rsplit('/', 1)[1]}:{frames[-1].name}" if frames else ""

@@ -25,6 +25,7 @@ from hesstune.inputs.batches import make_inputs
 from hesstune.noise.confidence import confidence_upper
 from hesstune.runs.loading import run_task
 
+pytestmark = pytest.mark.usefixtures("distinct_images")
 OPTIONS = {"method": "vanilla", "train": "head", "image_size": 8, "epochs": 2, "lr": 0.02,
            "val_fraction": 0.0, "test_fraction": 0.4}  # fmt: skip
 

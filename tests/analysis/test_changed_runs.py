@@ -17,6 +17,7 @@ from hesstune.errors import RunError
 from hesstune.runs.records import CONFIG, GUARANTEES, MODEL, NOISE_MATRIX, PRIOR, REFERENCE
 from hesstune.storage.tensors import load_tree, save_tree
 
+pytestmark = pytest.mark.usefixtures("distinct_images")
 K, TRUTH = 10, 0.9
 OPTIONS = {"method": "vanilla", "train": "head", "image_size": 8, "epochs": 8, "lr": 0.05,
            "val_fraction": 0.0, "test_fraction": 0.5, "weight_decay": 0.0}  # fmt: skip

@@ -79,14 +79,8 @@ class Through(torch.nn.Module):
 
 
 @pytest.fixture
-def matrix_file(tmp_path, monkeypatch):
-    """Write a matrix; pictures of four plain quarters look alike, so no copies are looked for."""
-
-    def apart(parts):
-        ends = np.cumsum([len(part) for part in parts])
-        return [np.arange(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
-
-    monkeypatch.setattr("hesstune.analysis.near_copies.near_duplicates", apart)
+def matrix_file(tmp_path, distinct_images):
+    """Write a matrix; images of four plain quarters look alike, so no copies are searched."""
 
     def written(origin="stated", matrix=HALF):
         path = tmp_path / f"{origin}.json"

@@ -1,11 +1,13 @@
 """The numbers that pages and messages quote are those of the records."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import analysis
+from analysis import signed
 from hesstune.curvature.result import CONSTRAINT_EVIDENCE, HELD_OUT_EVIDENCE, STATEMENT, TRAINING_EVIDENCE
 from records import result
 from records import rows as record_rows
@@ -13,22 +15,15 @@ from records import rows as record_rows
 ROOT = Path(__file__).parents[2]
 
 
-def signed(value):
-    return f"{value:+.2f}".replace("-", "−")
-
-
 def text(page):
     """A page's text on one line."""
     return " ".join((ROOT / page).read_text(encoding="utf-8").split())
 
 
-@pytest.fixture(scope="module")
-def study():
-    parts = (None, *analysis.STUDY_PARTS)
-    return {
-        key: {part: signed(analysis.tau(analysis.study_pairs(key, part))) for part in parts}
-        for key in ("measure", "distance")
-    }
+def quotes(told, *numbers):
+    """Assert that a text has these numbers, with no digit beside them."""
+    for number in numbers:
+        assert re.search(rf"(?<![\d.]){re.escape(str(number))}(?!\d)", told), number
 
 
 @pytest.fixture(scope="module")
@@ -40,85 +35,57 @@ def gap():
     return rows, test, developed, taus, {key: signed(np.mean(values)) for key, values in taus.items()}
 
 
-def test_the_statement_on_training_examples(study):
-    measure, distance = study["measure"], study["distance"]
-    heads = sorted(
-        float(measure[f"{n}_head"].replace("−", "-")) for n in ("programmatic", "injected", "clean")
-    )
-    for words in (
-        f"{len(analysis.study_pairs('measure')):,} runs",
-        f"Kendall's τ was {measure[None]}, {measure['programmatic_full']}",
-        f"({distance['programmatic_full']} for the distance",
-        f"between {signed(heads[0])} and {signed(heads[-1])} for heads alone",
-    ):
-        assert words in TRAINING_EVIDENCE
+def test_training_examples():
+    def tau(measure, part=None):
+        return signed(analysis.tau(analysis.study_pairs(measure, part)))
+
+    full = [tau(measure, "programmatic_full") for measure in ("measure", "distance")]
+    heads = [analysis.tau(analysis.study_pairs("measure", f"{n}_head"))
+             for n in ("programmatic", "injected", "clean")]  # fmt: skip
+    count = f"{len(analysis.study_pairs('measure')):,}"
+    quotes(TRAINING_EVIDENCE, count, tau("measure"), *full, signed(min(heads)), signed(max(heads)))
     assert TRAINING_EVIDENCE in STATEMENT
     for page in ("README.md", "docs/concepts/measure.md", "docs/faq.md", "docs/measure.md"):
-        for quoted in (measure[None], measure["programmatic_full"], distance["programmatic_full"]):
-            assert quoted in text(page)
+        quotes(text(page), tau("measure"), *full)
 
 
-def test_the_statement_on_held_out_examples(gap):
+def test_held_out_examples(gap):
     rows, tested, developed, taus, mean = gap
-    every, default = tested + developed, taus[analysis.DEFAULT]
-    networks = sum(row["task"] in every for row in rows)
+    default = taus[analysis.DEFAULT]
+    networks = sum(row["task"] in tested + developed for row in rows)
     share, ratio = analysis.near(rows, analysis.DEFAULT, tested)
-    for words in (
-        f"Over {networks} whole networks on {len(every)} tasks",
-        f"τ {mean[analysis.DEFAULT]} with the gap within a test task",
-        f"({mean['distance']} for the distance alone, {mean['paper']} for the maximum over",
-        f"a factor 5 of it in {100 * share:.0f} %",
-        f"not on the {sum(row['task'].endswith('minilm') for row in rows)} networks on texts",
-    ):
-        assert words in HELD_OUT_EVIDENCE
+    texts = sum(row["task"].endswith("minilm") for row in rows)
+    told = [mean[analysis.DEFAULT], mean["paper"], networks, f"{100 * share:.0f}"]
+    quotes(HELD_OUT_EVIDENCE, *told, len(tested + developed), mean["distance"], texts)
     for page in ("README.md", "docs/concepts/measure.md", "docs/faq.md"):
         assert mean[analysis.DEFAULT] in text(page)
-    for words in (
-        f"{networks} networks with all layers fine-tuned",
-        f"and {len(rows) - networks} heads",
-        f"chosen on {len(developed)} development tasks. The {len(tested)} other tasks",
-        f"τ {mean[analysis.DEFAULT]} ({signed(min(default))} to {signed(max(default))})",
-        f"{100 * share:.0f} % of the runs, with a median ratio of {ratio:.2f}.",
-        f"The paper's has τ {mean['paper']}",
-        f"difference of losses has τ {mean['difference']}",
-    ):
-        assert words in text("docs/gap.md")
+    counts = [len(rows) - networks, len(developed), len(tested)]
+    ends = [signed(min(default)), signed(max(default))]
+    quotes(text("docs/gap.md"), *told, *counts, *ends, f"{ratio:.2f}", mean["difference"])
 
 
-def test_the_statements_on_networks_on_texts(gap):
-    rows = gap[0]
+def test_networks_on_texts(gap):
+    rows, tested, *_, mean = gap
     texts = [*analysis.TEXTS_DEVELOPMENT, *analysis.TEXTS_TEST]
-    assert f"the {sum(row['task'] in texts for row in rows)} networks on texts" in text("docs/gap.md")
     joint, block = (np.array(analysis.taus(rows, key, texts)) for key in ("joint", analysis.DEFAULT))
     assert bool((joint > block).all())  # of all layers moved together, on texts; not over all test tasks
-    share = [analysis.near(rows, key, analysis.TEXTS_TEST)[0] for key in ("joint", analysis.DEFAULT)]
-    assert share[0] < share[1]
-    means = gap[4]
-    assert float(means["joint"].replace("−", "-")) < float(means[analysis.DEFAULT].replace("−", "-"))
-    assert analysis.near(rows, "joint", gap[1])[0] < analysis.near(rows, analysis.DEFAULT, gap[1])[0]
-    found = list(record_rows("gap_forms"))
-    ratios = sorted(row["lanczos mean"] / row["gauss_newton mean"] for row in found)
-    longer = sorted(row["lanczos to gauss_newton, times as long"] for row in found)
-    alike = sorted(row["spearman of layers"] for row in found)
-    for words in (
-        f"four networks on TREC with {found[0]['n']} training examples",
-        f"{ratios[0]:.1f} to {ratios[-1]:.1f} times as large",
-        f"ordered alike (Spearman {alike[0]:.2f} to {alike[-1]:.2f})",
-        f"took {longer[0]:.0f} to {longer[-1]:.0f} times as long",
-    ):
-        assert words in text("docs/gap.md")
-    assert len(found) == 4
+    for names in (analysis.TEXTS_TEST, tested):
+        assert analysis.near(rows, "joint", names)[0] < analysis.near(rows, analysis.DEFAULT, names)[0]
+    assert float(mean["joint"].replace("−", "-")) < float(mean[analysis.DEFAULT].replace("−", "-"))
+    found = record_rows("gap_forms")
+    ratios = [row["lanczos mean"] / row["gauss_newton mean"] for row in found]
+    longer = [row["lanczos to gauss_newton, times as long"] for row in found]
+    alike = [row["spearman of layers"] for row in found]
+    told = [f"{end(own):{form}}" for own, form in ((ratios, ".1f"), (longer, ".0f"), (alike, ".2f"))
+            for end in (min, max)]  # fmt: skip
+    quotes(text("docs/gap.md"), sum(row["task"] in texts for row in rows), found[0]["n"], *told)
 
 
-def test_the_statement_on_constraints():
+def test_constraints():
     found = analysis.against_plain(analysis.gap_rows(), "robust")
-    for words in (
-        f"in {found['runs']} settings with every layer trained, robust",
-        f"{found[analysis.DEFAULT]:.1f} times smaller (median)",
-        f"a gap of {found['gap']:.2f} instead of {found['gap plain']:.2f}",
-        f"{-found['accuracy']:.1f} points lower",
-    ):
-        assert words in CONSTRAINT_EVIDENCE
+    gaps = (f"{found[key]:.2f}" for key in ("gap", "gap plain"))
+    less, lower = f"{found[analysis.DEFAULT]:.1f}", f"{-found['accuracy']:.1f}"
+    quotes(CONSTRAINT_EVIDENCE, found["runs"], less, *gaps, lower)
 
 
 def test_the_head_of_auto_has_the_best_mean_rank():
@@ -142,12 +109,9 @@ def test_deeper_layers_gain_what_the_pages_say():
     assert min(short) > -0.5
     assert min(fitted) > 3.26
     assert max(gain("short", "art_painting pair:0.4")) < 0
-    words = (
-        f"{np.mean(fitted):.1f} points ahead of it, and {np.mean(stopped):.1f} ahead of one that is stopped"
-    )
-    assert words in text("README.md")
+    quotes(text("README.md"), f"{np.mean(fitted):.1f}", f"{np.mean(stopped):.1f}")
     earlier = np.mean(gain("short", first=0, last=analysis.FIRST_SEED - 1))
-    assert f"was {-earlier:.1f} points below plain fine-tuning on seeds 0 to 2" in text("docs/field.md")
+    quotes(text("docs/field.md"), f"{-earlier:.1f}")
 
 
 def test_default_radii_on_development_tasks():
@@ -168,21 +132,14 @@ def test_the_quantity_of_the_papers_code():
     rows = record_rows("paper_code")
     ratios = [r["paper_maximum"] / r["positive_maximum"] for r in rows]
     negative, batches = (sum(r[key] for r in rows) for key in ("paper_negative_batches", "batches"))
-    assert f"from {min(ratios):.2f} to {max(ratios):.2f}" in text("docs/measure.md")
-    assert f"{negative} of {batches}" in text("docs/measure.md")
+    quotes(text("docs/measure.md"), f"{min(ratios):.2f}", f"{max(ratios):.2f}", negative, batches)
 
 
-def test_the_numbers_on_noise_and_votes():
-    page = text("docs/noise.md")
+def test_noise_and_votes():
     held = [r for r in record_rows("noise_digits") if r["method"] == "holdout"]
     inside, covered = sum(r["inside"] for r in held), sum(r["covers"] for r in held)
-    assert f"{inside} of {len(held)} runs, and so did the true F in {covered}" in page
+    quotes(text("docs/noise.md"), inside, len(held), covered)
     scale = result("label_scale")
-    long = scale["a_row_a_vote"]
-    for found in (scale, long):
-        assert (
-            f"Labels are {found['accuracy']:.2%} right, majority vote {found['majority_accuracy']:.2%}"
-            in page
-        )
-    assert f"{long['seconds']} s from start to end and at most {long['peak_mib']} MiB" in page
-    assert f"{scale['seconds']} s and {scale['peak_mib']} MiB" in page
+    for found in (scale, scale["a_row_a_vote"]):
+        shares = (f"{found[key]:.2%}" for key in ("accuracy", "majority_accuracy"))
+        quotes(text("docs/noise.md"), *shares, found["seconds"], found["peak_mib"])

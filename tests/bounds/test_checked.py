@@ -80,6 +80,7 @@ def test_many_noisy_labels_make_it_tighter_than_the_checked_ones_alone():
             checked_bound(*wrong, 0.05)
 
 
+pytestmark = pytest.mark.usefixtures("distinct_images")
 OPTIONS = {"method": "vanilla", "train": "head", "image_size": 8, "epochs": 3, "val_fraction": 0,
            "test_fraction": 0.5}  # fmt: skip
 

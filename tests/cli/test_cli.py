@@ -1,21 +1,13 @@
 """Commands: their help, wrong input in one line, configuration files, and interruption."""
 
-import io
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from contextlib import redirect_stderr, redirect_stdout
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
 import hesstune as ht
-from hesstune.cli.main import run as cli
+from commands import inside, refused
 from hesstune.labeling.options import CleanOptions, LabelOptions
 from hesstune.methods import method_class, method_names
 from hesstune.options import OFF_COMMAND_LINE
@@ -24,22 +16,6 @@ from hesstune.runs.config import FinetuneConfig
 from hesstune.study.options import CompareOptions
 
 FAST = ["--train", "head", "--limit", "60", "--epochs", "2", "--image-size", "32"]
-
-
-def inside(*arguments, code=0):
-    """Run a command in this process: importing torch takes longer than most commands."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
-        cli([str(argument) for argument in arguments])
-    assert end.value.code == code, err.getvalue()
-    return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())
-
-
-def refused(*arguments):
-    """The one line of a command that is refused."""
-    err = inside(*arguments, code=2).stderr
-    assert len(err.splitlines()) == 1, err
-    return err
 
 
 def sections(*arguments):
@@ -51,18 +27,6 @@ def sections(*arguments):
         elif heading and (option := re.match(r"  (--[a-z-]+)", line)):
             found.setdefault(heading, []).append(option[1])
     return found
-
-
-def test_help_does_not_import_torch():
-    code = (
-        "import sys; sys.argv = ['hesstune', '--help']\n"
-        "from hesstune.cli.main import run\n"
-        "try:\n    run()\nexcept SystemExit:\n    pass\n"
-        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "finetune" in done.stdout
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -210,20 +174,3 @@ def test_a_comparison_of_which_every_cell_fails_is_an_error(tmp_path):
     done = inside("compare", *few, code=2)
     assert "every cell failed, the first with: " in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["cells"][0]["status"] == "failed"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no signal to another process")
-def test_interrupted_is_130_with_the_command_that_resumes(tmp_path):
-    out = tmp_path / "a b"
-    command = [sys.executable, "-m", "hesstune", "finetune", "--inject-noise", "0.2", "--train", "head",
-               "--method", "robust", "--limit", "60", "--image-size", "32", "--epochs", "100000",
-               "--out", str(out)]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert f"hesstune finetune --out '{out}' --resume" in err
-    assert not ht.Run.load(out).finished

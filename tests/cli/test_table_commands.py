@@ -1,25 +1,14 @@
 """Commands read tables by a path and named columns, and dry runs say what the data holds."""
 
-import io
 import json
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import yaml
 
-from hesstune.cli.main import run as cli
+from commands import inside, refused
 
 COLUMNS = ["--text-column", "review", "--label-column", "stars", "--id-column", "key"]
-
-
-def inside(*arguments, code=0):
-    """Run a command in this process; return what it prints."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
-        cli([str(argument) for argument in arguments])
-    assert end.value.code == code, err.getvalue()
-    return out.getvalue() if code == 0 else err.getvalue()
 
 
 @pytest.fixture
@@ -36,29 +25,28 @@ def reviews(tmp_path):
 )
 def test_a_dry_run_reads_the_data_and_writes_nothing(reviews, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    lines = inside(*command, "--data", reviews, *COLUMNS, "--dry-run", "--json").splitlines()
+    lines = inside(*command, "--data", reviews, *COLUMNS, "--dry-run", "--json").stdout.splitlines()
     record = json.loads(lines[-1])["data"]
     facts = record[0] if isinstance(record, list) else record
     assert (facts["kind"], facts["examples"], facts["classes"]) == ("text", 11, {"a": 5, "b": 6})
     assert any("1 of 12 examples without a label" in line for line in lines)
     assert any(f"is read as jsonl:{reviews}" in line for line in lines)
     assert list(tmp_path.iterdir()) == [reviews]
-    assert "'stars'" in inside(*command, "--data", reviews, *COLUMNS[:3], "star", "--dry-run", code=2)
+    assert "'stars'" in refused(*command, "--data", reviews, *COLUMNS[:3], "star", "--dry-run")
     if command == ["finetune"]:
         assert yaml.safe_load("\n".join(lines[:-1]))["text_column"] == "review"
 
 
 def test_confidences_need_soft_labels(reviews):
-    message = inside("finetune", "--data", reviews, *COLUMNS, "--confidence-column", "x", "--dry-run", code=2)
-    assert "--soft-labels" in message
+    command = ["finetune", "--data", reviews, *COLUMNS, "--confidence-column", "x", "--dry-run"]
+    assert "--soft-labels" in refused(*command)
 
 
 def test_a_dry_run_of_label_counts_votes_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("votes.csv").write_text("id,a,b\n1,yes,no\n2,yes,\n3,no,no\n")
-    found = json.loads(
-        inside("label", "--votes", "votes.csv", "--out", "l.csv", "--dry-run", "--json").splitlines()[-1]
-    )
+    done = inside("label", "--votes", "votes.csv", "--out", "l.csv", "--dry-run", "--json")
+    found = json.loads(done.stdout.splitlines()[-1])
     counts = {"examples": 3, "annotators": 2, "votes": 5, "classes": ["no", "yes"]}
     assert counts.items() <= found["data"].items()
     assert [path.name for path in tmp_path.iterdir()] == ["votes.csv"]

@@ -11,9 +11,8 @@ from rich.progress import Progress
 import hesstune as ht
 from hesstune.cli import run_commands, training_commands
 from hesstune.cli.render import Output, progress_bars, results_table
-from hesstune.curvature.declared import FORMS
-from hesstune.report.layers import blocks_of, layer_shares
-from hesstune.runs.records import LayerMeasure, MeasureRecord
+from hesstune.report.layers import layer_shares
+from hesstune.runs.records import MeasureRecord
 from hesstune.study.options import CellRecord, StudyResults
 from hesstune.study.results import differences, means, ranks
 
@@ -111,22 +110,6 @@ def test_tables_of_every_command_fit_and_keep_every_figure(monkeypatch, tables):
             assert "\x1b" not in text
             assert width or "…" not in text  # no terminal cuts what goes to a pipe
     assert "classifier_of_a_very_long_name.weight" in shown(monkeypatch, tables[0][0])
-
-
-def test_of_a_large_network_the_largest_layers_are_shown_and_the_rest_counted(monkeypatch):
-    layers = [
-        LayerMeasure(name=f"blocks.{i}.{part}.weight", mean=1.0, maximum=2.0, distance=0.5)
-        for i in range(15) for part in ("a", "b")
-    ]  # fmt: skip
-    rows = [(layer, 1 / 30) for layer in layers]
-    text = shown(monkeypatch, run_commands.layer_table(rows, FORMS["positive_form"], 10))
-    assert text.count("blocks.") == 10
-    assert "20 more: --all-layers" in text
-    assert "66.7 %" in text
-    assert shown(monkeypatch, run_commands.layer_table(rows, FORMS["positive_form"])).count("blocks.") == 30
-    blocks = shown(monkeypatch, run_commands.block_table(blocks_of(rows)))
-    assert blocks.count("blocks.") == 15
-    assert "0.707" in blocks
 
 
 def test_bars_tell_the_time_left_after_the_first_step_however_long_it_took(monkeypatch):

@@ -21,7 +21,15 @@ from hesstune.training.estimates import votes_given
 from hesstune.training.metrics import Validation
 from hesstune.weak import Votes
 
-SMALL = {"data": "digits", "image_size": 32, "limit": 150, "batch_size": 50}
+SMALL = {"data": "digits", "image_size": 16, "limit": 150, "batch_size": 50}
+
+
+@pytest.fixture
+def net():
+    """A small network, with the pixels of digits as features."""
+    torch.manual_seed(0)
+    pooled = nn.AdaptiveAvgPool2d(8), nn.Flatten()
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), *pooled, nn.Linear(512, 10))
 
 
 def material(n=240, k=3, noise="pair:0.3", **more):
@@ -71,26 +79,28 @@ def test_the_head_alone_is_solved_and_reported(tmp_path, capsys):
     assert page.count("<td>chosen</td>") == 1
 
 
-def test_deeper_layers_are_kept_only_if_validation_improves(tmp_path):
-    run = ht.finetune(SMALL, epochs=2, lr=1e-3, out=tmp_path / "deep", inject_noise="symmetric:0.2")
+def test_deeper_layers_are_kept_only_if_validation_improves(net, tmp_path):
+    run = ht.finetune(
+        SMALL, model=net, epochs=2, lr=1e-3, out=tmp_path / "deep", inject_noise="symmetric:0.2"
+    )
     epochs = run.records.epochs
     assert [epoch.epoch for epoch in epochs] == [0, 1, 2]
     assert run.outcome.epochs == 2
     assert run.config.select == "best"
     assert run.config.patience == (None if run.noise_matrix is None else 4)
     # Without a gain the solved head is kept.
-    held = ht.finetune(SMALL, epochs=1, lr=1e-12, out=tmp_path / "held")
+    held = ht.finetune(SMALL, model=net, epochs=1, lr=1e-12, out=tmp_path / "held")
     start = held.records.epochs[0]
     assert held.config.patience is None
     assert any("to the last epoch" in note for note in held.facts.notes)
-    alone = ht.finetune(SMALL, train="head", out=tmp_path / "alone")
+    alone = ht.finetune(SMALL, model=net, train="head", out=tmp_path / "alone")
     assert held.outcome.test_accuracy == alone.outcome.test_accuracy
     assert start.val_loss == pytest.approx(alone.records.epochs[0].val_loss)
     # Deeper layers start from that head, its logits damped.
     options = {"epochs": 1, "lr": 1e-12, "select": "last", "method_options": {"damping": 0.25}}
-    damped = ht.finetune(SMALL, out=tmp_path / "damped", **options).model().state_dict()
+    damped = ht.finetune(SMALL, model=net, out=tmp_path / "damped", **options).model().state_dict()
     solved = alone.model().state_dict()
-    for name in ("_fc.weight", "_fc.bias"):
+    for name in ("4.weight", "4.bias"):
         torch.testing.assert_close(damped[name], 0.25 * solved[name], rtol=1e-3, atol=1e-6)
 
 
@@ -159,11 +169,11 @@ def test_longer_training_damps_the_head_more_and_uses_its_probe_less():
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_an_epoch_is_counted_in_steps_not_in_batches(monkeypatch, tmp_path, accumulate):
+def test_an_epoch_is_counted_in_steps_not_in_batches(net, monkeypatch, tmp_path, accumulate):
     auto, seen = method_class("auto"), []
     monkeypatch.setattr(auto, "finish", lambda self: seen.append((self.steps, self.horizon, self.fall)))
     steps = {"limit": 60, "epochs": 2, "batch_size": 4, "accumulate": accumulate, "select": "last"}
-    ht.finetune(SMALL, out=tmp_path / "run", **steps)
+    ht.finetune(SMALL, model=net, out=tmp_path / "run", **steps)
     [(taken, horizon, fall)] = seen
     assert abs(taken - 2 * horizon) <= 2
     assert fall == pytest.approx(min(1.0, 64 / (2 * horizon)) ** 2)
@@ -209,24 +219,25 @@ def test_a_checked_example_counts_as_four():
 @pytest.mark.parametrize(
     ("options", "note"), [({"budget": "fast"}, "head alone"), ({"val_fraction": 0.0}, "no validation")]
 )
-def test_the_head_alone_is_fitted_with_a_fast_budget_or_without_validation(tmp_path, options, note):
-    run = ht.finetune(SMALL, epochs=1, out=tmp_path / "run", **options)
+def test_the_head_alone_is_fitted_with_a_fast_budget_or_without_validation(net, tmp_path, options, note):
+    run = ht.finetune(SMALL, model=net, epochs=1, out=tmp_path / "run", **options)
     assert any(note in said for said in run.facts.notes)
     assert run.outcome.epochs == 0
-    assert ht.finetune(SMALL, epochs=1, out=tmp_path / "run", resume=True, **options).outcome == run.outcome
+    again = ht.finetune(SMALL, model=net, epochs=1, out=tmp_path / "run", resume=True, **options)
+    assert again.outcome == run.outcome
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(net, tmp_path):
     def stop(done, total, text):
         if done == 7:  # in the fourth epoch, which uses the network's own predictions
             raise KeyboardInterrupt
 
     chosen = {"limit": 100, "epochs": 4, "lr": 1e-3, "inject_noise": "symmetric:0.2", "select": "last"}
     options = {**SMALL, **chosen}
-    whole = ht.finetune(options, out=tmp_path / "whole")
+    whole = ht.finetune(options, model=net, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        ht.finetune(options, out=tmp_path / "cut", progress=stop)
-    resumed = ht.finetune(options, out=tmp_path / "cut", resume=True)
+        ht.finetune(options, model=net, out=tmp_path / "cut", progress=stop)
+    resumed = ht.finetune(options, model=net, out=tmp_path / "cut", resume=True)
     assert resumed.outcome.test_loss == pytest.approx(whole.outcome.test_loss, rel=1e-5)
 
 
@@ -273,25 +284,25 @@ def test_votes_replace_labels_that_are_their_majority():
     assert votes_given(replace(part, votes=None), 2) is None
 
 
-def test_unused_options_are_reported_and_a_balanced_sampler_changes_the_head(tmp_path):
-    run = ht.finetune(SMALL, train="head", epochs=7, lr=0.5, out=tmp_path / "run")
+def test_unused_options_are_reported_and_a_balanced_sampler_changes_the_head(net, tmp_path):
+    run = ht.finetune(SMALL, model=net, train="head", epochs=7, lr=0.5, out=tmp_path / "run")
     said = [note for note in run.facts.notes if "takes no steps" in note]
     assert len(said) == 1
     assert "--epochs" in said[0]
     assert "--lr" in said[0]
     plain = {name: value for name, value in SMALL.items() if name != "batch_size"}
-    usual = ht.finetune(plain, train="head", out=tmp_path / "usual")
+    usual = ht.finetune(plain, model=net, train="head", out=tmp_path / "usual")
     assert not any("no steps" in note or "patience" in note for note in usual.facts.notes)
-    balanced = ht.finetune(plain, train="head", sampler="balanced", out=tmp_path / "balanced")
-    heads = [dict(r.model().named_parameters())["_fc.weight"] for r in (usual, balanced)]
+    balanced = ht.finetune(plain, model=net, train="head", sampler="balanced", out=tmp_path / "balanced")
+    heads = [dict(r.model().named_parameters())["4.weight"] for r in (usual, balanced)]
     assert not torch.equal(*heads)
 
 
-def test_a_prior_of_auto_is_solved_on_its_part_alone(tmp_path):
+def test_a_prior_of_auto_is_solved_on_its_part_alone(net, tmp_path):
     """The matrix that the run found is of all examples: a prior trained with it would know the bound's."""
-    run = ht.finetune(SMALL, train="head", val_fraction=0.0, out=tmp_path / "run")
+    run = ht.finetune(SMALL, model=net, train="head", val_fraction=0.0, out=tmp_path / "run")
     run.certify(prior_fraction=0.5, noise_is="none", draws=8, diagnostic=True)
-    prior = ht.Run.load(run.path / "prior")
+    prior = ht.Run.load(run.path / "prior", model=net)
     assert prior.facts.recipe is not None
     assert prior.facts.examples.train == 75
     assert prior.outcome.epochs == 0

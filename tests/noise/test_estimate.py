@@ -15,7 +15,6 @@ from hesstune.noise.estimate import (
     estimate_noise,
     from_posterior,
     holdout,
-    log_likelihoods,
     pair_counts,
     simplex_projection,
     well_conditioned,
@@ -131,17 +130,6 @@ def test_calibration_finds_the_temperature_of_the_noisy_labels():
     back, temperature = calibrate(sharp, labels)
     assert temperature == pytest.approx(3, abs=0.15)
     np.testing.assert_allclose(back, g, atol=0.02)
-
-
-def test_likelihood_of_noisy_labels_is_lower_with_too_much_noise():
-    F = random_noise(K, 4, 0.7)
-    rng = np.random.default_rng(1)
-    g = np.concatenate([np.repeat(np.eye(K), 2000, axis=0), rng.dirichlet(np.ones(K), size=2000)]) @ F.array
-    labels = draw_classes(g, rng)
-    right = log_likelihoods(F, g, labels)
-    np.testing.assert_allclose(right, np.log(0.999 * g[np.arange(len(g)), labels] + 0.001 / K))
-    assert log_likelihoods(NoiseMatrix(F.array @ F.array), g, labels).mean() < right.mean() - 0.01
-    assert log_likelihoods(NoiseMatrix.identity(K), g, labels).mean() == pytest.approx(right.mean())
 
 
 def test_smoothing_is_the_least_that_the_likelihood_allows():

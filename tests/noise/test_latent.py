@@ -120,13 +120,6 @@ def test_a_shrunk_matrix_is_stochastic_and_lies_between(k, seed):
     assert (found <= high + 1e-9).all()
 
 
-def test_rows_that_differ_are_shrunk_less():
-    alike = 30 * NoiseMatrix.symmetric(4, 0.3).array
-    paired = 30 * (0.6 * np.eye(4) + 0.4 * np.roll(np.eye(4), 1, axis=1))
-    assert np.abs(shrink_to_symmetric(alike) - alike / 30).max() < 0.02
-    assert np.abs(shrink_to_symmetric(paired) - paired / 30).max() < 0.05
-
-
 def test_the_likelihood_of_a_soft_label_is_expected():
     channel = LabelChannel(np.array([[0.8, 0.2], [0.4, 0.6]]), "full")
     given_labels = np.array([[1.0, 0.0], [0.25, 0.75]])
@@ -222,16 +215,6 @@ def test_checked_labels_are_one_hot_and_a_given_matrix_stays():
     assert choose(reduced(x), observed, candidates=GIVEN_MATRIX, held_out=1).candidate in GIVEN_MATRIX
 
 
-def test_rows_are_taken_with_what_is_known_of_them():
-    observed = Observed.of([0, 1, 1, 0], 2, None, (np.array([1, 3]), np.array([0, 0])), np.arange(4.0))
-    some = observed.take(np.array([0, 3]))
-    assert some.given.tolist() == [[1, 0], [1, 0]]
-    assert some.checked[0].tolist() == [1]
-    assert some.weight.tolist() == [0, 3]
-    assert observed.known(observed.given)[1].tolist() == [1, 0]
-    assert observed.given[1].tolist() == [0, 1]
-
-
 def test_few_examples_take_the_first_candidate_and_results_repeat():
     x, y = blobs(20, 2)
     found = robust_head(x, Observed.of(y, 2))
@@ -244,17 +227,6 @@ def test_few_examples_take_the_first_candidate_and_results_repeat():
     x, y = x[y < 2], y[y < 2]
     found = robust_head(x, Observed.of(y, 3), candidates=(Candidate("full", 0.1),))
     assert (found.linear.logits(x).argmax(axis=1) == y).mean() > 0.97
-
-
-def test_em_estimates_pair_noise_better_than_confident_learning():
-    x, y = blobs(900, 4, spread=0.3)
-    matrix = NoiseMatrix.pair(4, 0.3)
-    noisy = matrix.corrupt(y, seed=0)
-    probs = cross_fit(x, noisy, 4)
-    how = {"features": x, "errors": False}
-    found = [estimate_noise(probs, noisy, name, **how).matrix.array for name in ("em", "confident")]
-    em, confident = (np.abs(one - matrix.array).sum(1).mean() for one in found)
-    assert em < min(0.12, confident + 0.02)
 
 
 @pytest.mark.parametrize(
@@ -315,18 +287,6 @@ def test_a_start_from_pairs_separates_classes_confused_in_pairs():
         for each in found
     ]
     assert scores[0] < scores[1] <= scores[2]
-
-
-@pytest.mark.parametrize("k", [2, 3, 5])
-def test_no_start_permutes_the_classes(k):
-    """A matrix and its classes in another order predict given labels equally well."""
-    for seed in range(2):
-        rng = np.random.default_rng(seed)
-        y = np.arange(240) % k
-        x = (np.eye(k)[y] + 0.15 * rng.normal(size=(240, k))).astype(np.float32) * 4
-        given = NoiseMatrix.symmetric(k, 0.1).corrupt(y, seed=seed)
-        found = fit_from_several_starts(x, Observed.of(given, k), strength=0.1)
-        assert (found.posterior.argmax(axis=1) == y).mean() > 0.95
 
 
 MATRIX = np.array([[0.8, 0.15, 0.05], [0.1, 0.7, 0.2], [0.25, 0.05, 0.7]])

@@ -1,5 +1,6 @@
 """Two processes on the CPU do what one does."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import hesstune as ht
+from commands import inside
 from hesstune.curvature.declared import FORECAST
 from hesstune.runtime.distributed import all_reduce_sum, on_main_process, rank, world
 
@@ -63,11 +65,10 @@ def words(tmp_path, image_folder):
 
 def command_line(*words, cwd, count):
     """Run the command line in one process or in several, and return its output."""
-    if count > 1:
-        done = torchrun(*words, cwd=cwd, count=count)
-    else:
-        command = [sys.executable, "-m", "hesstune", *map(str, words)]
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if count == 1:
+        with contextlib.chdir(cwd):
+            return inside(*words)
+    done = torchrun(*words, cwd=cwd, count=count)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -87,8 +88,9 @@ METHODS = ["elr --accumulate 2", "l2_sp --mixed-precision bf16", "co_teaching", 
 
 @pytest.mark.parametrize(
     "more",
-    [[], *(pytest.param(["--method", *words.split()], marks=pytest.mark.slow) for words in METHODS)],
+    [[], *(["--method", *words.split()] for words in METHODS)],
 )
+@pytest.mark.slow
 def test_two_processes_train_and_measure_as_one(words, tmp_path, monkeypatch, more):
     monkeypatch.chdir(tmp_path)
     one, two = (finetuned(words, tmp_path, name, n, *more) for name, n in (("one", 1), ("two", 2)))

@@ -1,6 +1,5 @@
 """The demo: counts beside the truth, its folder, its lines of progress, and interruption."""
 
-import io
 import json
 import re
 import signal
@@ -8,14 +7,13 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
 
 import hesstune as ht
+from commands import inside
 from hesstune.cli import render
-from hesstune.cli.main import run as cli
 from hesstune.errors import RunError
 from hesstune.study import demo
 
@@ -29,20 +27,13 @@ def small(monkeypatch):
     return plan
 
 
-def run_cli(*arguments):
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
-        cli([str(argument) for argument in arguments])
-    return end.value.code, out.getvalue(), err.getvalue()
-
-
-def test_the_demo_prints_what_its_runs_hold_and_runs_twice(small, tmp_path):
-    for name in ("demo", "demo-2"):
-        code, out, err = run_cli("demo", "--out", tmp_path / "demo", "--json")
-        assert code == 0, err
-        record = json.loads(out.splitlines()[-1])
-        assert record["path"] == str(tmp_path / name)
-        assert {"find label errors", "fine-tune: auto"} <= set(re.findall(r"s: ([^,\n]*)", err))
+def test_the_demo_prints_what_its_runs_hold_beside_an_earlier_one(small, tmp_path):
+    write_run(tmp_path / "demo")
+    done = inside("demo", "--out", tmp_path / "demo", "--json")
+    out, err = done.stdout, done.stderr
+    record = json.loads(out.splitlines()[-1])
+    assert record["path"] == str(tmp_path / "demo-2")
+    assert {"find label errors", "fine-tune: auto"} <= set(re.findall(r"s: ([^,\n]*)", err))
     (found,) = record["label_errors"]
     assert 0 < found["right"] <= min(found["suspected"], found["wrong"])
     for row in record["runs"]:
@@ -53,13 +44,15 @@ def test_the_demo_prints_what_its_runs_hold_and_runs_twice(small, tmp_path):
         assert found["wrong"] == np.count_nonzero(labels != true)
     assert [row["name"] for row in record["runs"]] == ["plain, stopped", "auto"]
     following = re.search(r"^Next: hesstune (.*)$", out, flags=re.M)[1]
-    assert run_cli(*following.split())[0] == 0
+    inside(*following.split())
 
 
-def test_quiet_prints_the_json_alone(small, tmp_path):
-    _, out, err = run_cli("demo", "--out", tmp_path / "demo", "--json", "--quiet")
-    assert len(out.splitlines()) == 1
-    assert err == ""
+def test_quiet_prints_the_json_alone(small, tmp_path, monkeypatch):
+    auto = {"auto": small.runs["auto"]}
+    monkeypatch.setattr(demo, "SHORT", demo.Plan({**small.setting, "limit": 60}, auto))
+    done = inside("demo", "--out", tmp_path / "demo", "--json", "--quiet")
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
 
 
 def fail(out, error, inside):
@@ -69,7 +62,7 @@ def fail(out, error, inside):
 
 
 def write_run(folder):
-    (folder / "auto").mkdir()
+    (folder / "auto").mkdir(parents=True)
     (folder / "auto" / "run.json").write_text("{}")
 
 
@@ -108,10 +101,11 @@ def test_lines_of_progress_come_without_any_step(monkeypatch, capsys):
     assert not [t for t in threading.enumerate() if t.daemon and "write_regularly" in t.name]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_nothing_behind(tmp_path, number):
+def test_an_interrupted_demo_leaves_nothing_behind(tmp_path):
     code = (
-        "import sys; from hesstune.cli import render; render.LINE_SECONDS = 0.1\n"
+        "from hesstune.cli import render; render.LINE_SECONDS = 0.1\n"
+        f"from hesstune.study import demo; small = {{**demo.SHORT.setting, **{SMALL}, 'epochs': 9999}}\n"
+        "demo.SHORT = demo.Plan(small, demo.SHORT.runs)\n"
         "from hesstune.cli.main import run; run(['demo'])"
     )
     with subprocess.Popen(
@@ -119,7 +113,7 @@ def test_an_interrupted_demo_leaves_nothing_behind(tmp_path, number):
     ) as process:
         for line in process.stderr:  # in the middle of training
             if "fine-tune" in line and "step" in line:
-                process.send_signal(number)
+                process.send_signal(signal.SIGTERM)
                 break
         rest = process.communicate(timeout=120)[1]
     assert process.returncode == 130

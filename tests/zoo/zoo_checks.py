@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from zoo_networks import CLASSES, VOCABULARY, Network
+from zoo_networks import CLASSES, VOCABULARY
 
 import hesstune as ht
-from hesstune.forward import Inputs, logits_of
+from hesstune.forward import logits_of
 
 EXAMPLES, TOKENS = 3, 12
 RADIUS = 0.4
@@ -20,7 +20,7 @@ LARGEST_TWIN = 128
 MOST_LAYERS = 10
 
 
-def inputs_of(network: Network, examples: int = EXAMPLES) -> Inputs:
+def inputs_of(network, examples=EXAMPLES):
     """Return a batch: images, or sentences of which the second is shorter; each ends with the token 3."""
     generator = torch.Generator().manual_seed(1)
     if network.reads == "images":
@@ -34,7 +34,7 @@ def inputs_of(network: Network, examples: int = EXAMPLES) -> Inputs:
     return {"input_ids": ids * mask, "attention_mask": mask}
 
 
-def random_network(network: Network) -> nn.Module:
+def random_network(network):
     """Build the network with random weights of ordinary size; initial ones are often 0 or very small."""
     torch.manual_seed(0)
     model = network.build()
@@ -53,7 +53,7 @@ def random_network(network: Network) -> nn.Module:
 
 
 @torch.no_grad()
-def zero_padding(model: nn.Module) -> nn.Module:
+def zero_padding(model):
     """Set the embeddings of padding to zero, which training leaves there."""
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
@@ -61,9 +61,7 @@ def zero_padding(model: nn.Module) -> nn.Module:
     return model
 
 
-def moved_network(
-    model: nn.Module, ref: ht.Reference, inputs: Inputs, targets: torch.Tensor
-) -> dict[str, float]:
+def moved_network(model, ref, inputs, targets):
     """Move all weights and take one training step with the paper's loss and constraint; return the radii."""
     with torch.no_grad():
         for parameter in model.parameters():
@@ -81,7 +79,7 @@ def moved_network(
     return constraint.radii
 
 
-def state_of(model: nn.Module) -> tuple:
+def state_of(model):
     """Return all that a function may not change."""
     tensors = {n: t.detach().clone() for n, t in [*model.named_parameters(), *model.named_buffers()]}
     flags = {n: m.training for n, m in model.named_modules()}
@@ -90,7 +88,7 @@ def state_of(model: nn.Module) -> tuple:
     return tensors, flags, needs, hooks, torch.get_rng_state()
 
 
-def same_state(before: tuple, after: tuple) -> bool:
+def same_state(before, after):
     """Tell whether two states are equal, to the bit."""
     (tensors, *others, rng), (now, *others_now, rng_now) = before, after
     return (
@@ -101,12 +99,12 @@ def same_state(before: tuple, after: tuple) -> bool:
     )
 
 
-def in_double(inputs: Inputs) -> Inputs:
+def in_double(inputs):
     """Return the batch, images in float64."""
     return inputs.double() if isinstance(inputs, torch.Tensor) else inputs
 
 
-def fresh_logits(network: Network, model: nn.Module, inputs: Inputs) -> torch.Tensor:
+def fresh_logits(network, model, inputs):
     """Return the logits of a network built anew, with the model's weights, in eval mode."""
     other = network.build()
     other.load_state_dict(model.state_dict())
@@ -115,9 +113,7 @@ def fresh_logits(network: Network, model: nn.Module, inputs: Inputs) -> torch.Te
         return logits_of(other, inputs)
 
 
-def twin_form(
-    model: nn.Module, name: str, v: torch.Tensor, inputs: Inputs, row: int, label: int
-) -> tuple[float, float]:
+def twin_form(model, name, v, inputs, row, label):
     """Return vᵀ H⁺ v of one example and layer from the dense Hessian, and |v|² times H's norm.
 
     The example stays in its batch: torch's gradient of batch norm is wrong for some batches of one.
@@ -139,21 +135,21 @@ def twin_form(
     return float((values.clamp(min=0) * parts**2).sum()), float(values.abs().max() * parts.square().sum())
 
 
-def measured_layers(names: list[str]) -> list[str]:
+def measured_layers(names):
     """Choose the layers that are measured: all, or so many from the first to the last."""
     if len(names) <= MOST_LAYERS:
         return names
     return [names[round(i * (len(names) - 1) / (MOST_LAYERS - 1))] for i in range(MOST_LAYERS)]
 
 
-def twin_layers(model: nn.Module, names: list[str]) -> list[str]:
+def twin_layers(model, names):
     """Choose an early and a late layer whose Hessian is small enough to be written out."""
     weights = dict(model.named_parameters())
     small = [name for name in names if weights[name].numel() <= LARGEST_TWIN]
     return list(dict.fromkeys([small[0], small[-2] if len(small) > 2 else small[-1]])) if small else []
 
 
-def twin_of(model: nn.Module, is_double: bool) -> nn.Module:
+def twin_of(model, is_double):
     """Return a copy in eval mode, in float64 where it can, of operations that have second derivatives."""
     twin = copy.deepcopy(model)
     twin = (twin.double() if is_double else twin).eval()
@@ -168,7 +164,7 @@ def twin_of(model: nn.Module, is_double: bool) -> nn.Module:
 class Hardsigmoid(nn.Module):
     """The same function, of which torch has a second derivative."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         """Return min(max(x + 3, 0), 6) / 6."""
         return (x + 3).clamp(0, 6) / 6
 
@@ -176,10 +172,10 @@ class Hardsigmoid(nn.Module):
 class Returning(nn.Module):
     """A module that returns what it was given, so that logits are found in any network's output."""
 
-    def __init__(self, output: object) -> None:
+    def __init__(self, output):
         super().__init__()
         self.output = output
 
-    def forward(self) -> object:
+    def forward(self):
         """Return the output."""
         return self.output
