@@ -13,7 +13,7 @@ from torch import nn
 
 from hesstune.curvature.batches import LabelledBatch, by_length, checked_batches, rows_of, trimmed
 from hesstune.curvature.capture import bytes_in_full_precision, differentiable
-from hesstune.curvature.declared import SKIP_CLASSES, ExamplesChoice, MethodChoice
+from hesstune.curvature.declared import SKIP_CLASSES, TRACE_PASSES, ExamplesChoice, MethodChoice
 from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.lanczos import LanczosForms
 from hesstune.curvature.memory import MIB, SHARED_GRAPH_EXAMPLES, MemoryForecast, bytes_of
@@ -52,6 +52,7 @@ def measure(  # noqa: PLR0913
     max_examples: int | None = None,
     memory_mib: float | None = None,
     skip_classes: float = SKIP_CLASSES,
+    trace_passes: int = TRACE_PASSES,
     progress: Callable[[int], None] | None = None,
     plan_on: Inputs | None = None,
     on_forecast: Callable[[str], None] | None = None,
@@ -103,8 +104,10 @@ def measure(  # noqa: PLR0913
             example, if the device has it. The result does not depend on it, nor on the batch size, up to
             `skip_classes`.
         skip_classes: Closed form, many classes: if that is likely to halve a batch's passes, stop when the
-            skipped classes add at most this share to every entry and trace (by random probes, 99 % each;
-            `upper` covers it, and a note says so). 0 takes all K − 1 passes, as `spectrum` does.
+            skipped classes add at most this share to every entry (by random probes, 99 % each; `upper` covers
+            it, and a note says so). 0 takes all K − 1 passes, as `spectrum` does.
+        trace_passes: Closed form: with more than so many classes beside the most probable one, a trace is
+            estimated from so many passes, without bias; `trace_stderr` has the error. At least 2.
         progress: Called with the number of examples done after each chunk.
         plan_on: Inputs that decide how each layer is measured; default: the first batch. Processes that share
             the examples plan on the same inputs.
@@ -145,6 +148,7 @@ def measure(  # noqa: PLR0913
         max_examples=max_examples,
         memory_mib=memory_mib,
         skip_classes=skip_classes,
+        trace_passes=trace_passes,
         mean_sample=mean_sample,
     )
     objective = Objective(loss, noise_matrix, label_smoothing, class_weights)
@@ -262,6 +266,7 @@ class _Measurement:
             spectrum="spectrum" in passes,
             joint="joint" in passes,
             skip_classes=self.settings.skip_classes,
+            trace_passes=self.settings.trace_passes,
             numbers=numbers,
         )
         if not torch.equal(forms.lower, forms.upper):

@@ -50,6 +50,7 @@ class MeasureSettings:
     max_examples: int | None
     memory_mib: float | None
     skip_classes: float
+    trace_passes: int
     mean_sample: int
 
     def __post_init__(self) -> None:
@@ -201,14 +202,17 @@ class PositiveForm(Quantity):
         if share:
             found.append(
                 f"classes of little probability were skipped ({share:.0%} of the passes taken, or fewer): "
-                f"they add at most {tol:.2g} of an entry or trace in closed form, each with "
+                f"they add at most {tol:.2g} of an entry in closed form, each with "
                 f"{1 - FAILURE_PROBABILITY:.0%}, by random probes"
             )
         return found
 
 
 class Trace(Quantity):
-    """Tr H_i⁺: exactly for exact layers, by stochastic Lanczos quadrature for others; or Tr G_i."""
+    """Tr H_i⁺: for exact layers exactly or, with many classes, by a few probes; or Tr G_i.
+
+    By stochastic Lanczos quadrature for smooth layers.
+    """
 
     name = "trace"
     sentence = "Tr H⁺: how sharp the loss of an example is in all directions of the layer together"
@@ -221,10 +225,10 @@ class Trace(Quantity):
         engine: CurvatureEngine, batch: LabelledBatch, forms: ExactForms, settings: MeasureSettings
     ) -> dict[str, torch.Tensor]:
         """Take layers in closed form from their passes; others by probes, or NaN with trace="exact"."""
-        known = forms.trace
-        assert known is not None
-        errors = torch.zeros_like(known) if forms.trace_stderr is None else forms.trace_stderr
-        values, stderrs = engine.spread(forms.names, known), engine.spread(forms.names, errors)
+        assert forms.trace is not None
+        assert forms.trace_stderr is not None
+        values = engine.spread(forms.names, forms.trace)
+        stderrs = engine.spread(forms.names, forms.trace_stderr)
         # In weight space each product takes as long as a pass, so `steps` and `tol` apply.
         for method, stopping in (("lanczos", None), ("weight_space", settings.stopping)):
             names = engine.plan.by(method)  # type: ignore[arg-type]
@@ -241,6 +245,21 @@ class Trace(Quantity):
         """Return maximum and mean over the examples."""
         traces = measured.trace[:, layer]
         return {"trace_max": largest(traces), "trace_mean": number(traces.nanmean())}
+
+    @staticmethod
+    def notes(measured: Any) -> list[str]:
+        """Say how large the standard errors of estimated traces are."""
+        closed = [m in ("exact", "gauss_newton") for m in measured.methods]
+        traces, errors = measured.trace[:, closed].double(), measured.trace_stderr[:, closed].double()
+        if not bool((errors > 0).any()):
+            return []
+        own = float((errors / traces.clamp(min=1e-300)).median())
+        means = errors.square().sum(0).sqrt() / traces.sum(0).clamp(min=1e-300)
+        return [
+            "traces in closed form are estimates, by random probes of all but the most probable classes: the "
+            f"standard error of one is {own:.1%} (median), and of a layer's mean over the examples "
+            f"{float(means.median()):.1%}; their maximum over examples is too high by that"
+        ]
 
     @staticmethod
     def memory(example: ExampleMemory) -> int:
