@@ -41,8 +41,6 @@ from hesstune.errors import MeasureError
 
 # Gaussian probes of the skipped classes.
 _PROBES = 4
-# Of the passes of a trace with many classes, so many are probes, which gives a standard error.
-_TRACE_PROBES = 4
 # The probability that the bound of an entry fails, over all times that it is checked.
 FAILURE_PROBABILITY = 0.01
 # With more classes their K × K matrices take minutes for each layer and example.
@@ -329,7 +327,8 @@ class TraceSum:
 
     def __init__(self, factor: LogitFactor, asked: FormOptions) -> None:
         most, numbers = asked.trace_passes, asked.numbers
-        self.probes = 0 if factor.columns <= most else min(_TRACE_PROBES, most)
+        # Half of the passes are probes, which gives a standard error.
+        self.probes = 0 if factor.columns <= most else most - most // 2 if most > 2 else most
         self.head = min(factor.columns, most) - self.probes
         self._factor, self._left = factor, factor.columns - self.head
         self._known: list[torch.Tensor] = []
