@@ -27,7 +27,7 @@ from hesstune import Reference
 from hesstune.curvature.capture import differentiable
 from hesstune.curvature.declared import SKIP_CLASSES
 from hesstune.curvature.engine import CurvatureEngine
-from hesstune.curvature.exact import exact_forms
+from hesstune.curvature.exact import FormOptions, exact_forms
 from hesstune.curvature.quadrature import Krylov, Stopping
 from hesstune.inputs.batches import to_channels_last
 from hesstune.models.load import load_model
@@ -209,7 +209,9 @@ def skipped(classes: int) -> dict[str, float]:
         with differentiable(setting.model, setting.names):
             captured = setting.engine.capture(setting.x, setting.names)
             start = time.process_time()
-            found.append(exact_forms(captured, setting.names, setting.deltas, trace=True, tol=tol))
+            found.append(
+                exact_forms(captured, setting.names, setting.deltas, FormOptions(trace=True, tol=tol))
+            )
             taken.append(time.process_time() - start)
     full, few = found
     assert full.trace is not None

@@ -213,7 +213,8 @@ def test_many_classes_are_skipped_within_the_bounds_or_taken_forward():
     assert bool((m.lower <= forms * (1 + 1e-9)).all())
     assert bool((forms <= m.upper * (1 + 1e-9)).all())
     torch.testing.assert_close(m.quadratic, forms, rtol=0.05, atol=1e-12)
-    torch.testing.assert_close(m.trace, traces, rtol=0.1, atol=1e-12)
+    near = (m.trace - traces).abs() <= 4 * m.trace_stderr + 1e-12
+    assert float(near.double().mean()) > 0.9
     torch.testing.assert_close(m.more["joint"][:, 0], joint, rtol=0.1, atol=1e-12)
 
 
@@ -223,7 +224,7 @@ def test_heads_of_a_vocabulary_are_measured_without_a_matrix_of_their_size_and_h
     model = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, classes))
     ref = moved(model, 0.02)
     batch = torch.randn(3, 6), torch.tensor([0, classes - 1, 7])
-    m = measure(model, ref, [batch], **GN)
+    m = measure(model, ref, [batch], trace=True, **GN)
     with torch.no_grad():
         p = model(batch[0]).double().softmax(1)
     hidden = F.gelu(model[0](batch[0])).detach()

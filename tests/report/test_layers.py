@@ -80,6 +80,13 @@ def test_carriers_name_layers_or_blocks_and_a_radius_that_matches_them_alone():
     assert '--method robust --radius "head.*=R,*=S" with R below 0.5' in text
     rows = layer_shares(record([layer("a.weight", 1.0, distance=0.2), layer("b.weight", 1.0)]))
     assert "1 of 2 layers: a.weight (50.0%)" in carriers(rows)
+    pair = (
+        LayerMeasure(name=n, maximum=1.0, mean=m, mean_stderr=0.2 * m) for n, m in (("a", 9.0), ("b", 1.0))
+    )
+    # √ halves the relative error: 0.75 · 0.25 · (0.1 + 0.1).
+    assert carriers(layer_shares(record([*pair]))).startswith(
+        "75% ± 4% of the measure comes from 1 of 2 layers"
+    )
     assert '--method constraint --radius "a.weight=R,*=S" with R below 0.2' in carriers(rows, "constraint")
     names = [f"layers.{s}.blocks.{i}.{part}.weight" for s in (0, 1) for i in range(6) for part in ("a", "b")]
     names += ["layers.0.reduction.weight"]  # a block whose name begins others

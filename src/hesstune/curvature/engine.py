@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,14 +19,16 @@ from hesstune.curvature.batches import (
     with_shared_entries,
 )
 from hesstune.curvature.capture import Capture, OnOutput, capture, differentiable
-from hesstune.curvature.declared import MethodChoice
+from hesstune.curvature.declared import TRACE_PASSES, MethodChoice
 from hesstune.curvature.exact import (
     ExactForms,
+    FormOptions,
     LogitFactor,
     exact_by_forward_mode,
     exact_forms,
     planned_passes,
     refuse_large_spectrum,
+    with_probed_traces,
 )
 from hesstune.curvature.lanczos import (
     KrylovSource,
@@ -242,6 +243,7 @@ class CurvatureEngine:
         spectrum: bool = False,
         joint: bool = False,
         skip_classes: float = 0.0,
+        trace_passes: int = TRACE_PASSES,
         numbers: torch.Tensor | None = None,
     ) -> ExactForms:
         """Compute the layers planned as `exact` or `gauss_newton` from at most K − 1 backward passes.
@@ -252,11 +254,13 @@ class CurvatureEngine:
 
         Args:
             batch: (inputs, targets).
-            trace: Also Tr H_i⁺ (or Tr G_i), from the same passes.
+            trace: Also Tr H_i⁺ (or Tr G_i), from at most `trace_passes` passes.
             spectrum: Also the nonzero eigenvalues; this keeps the gradients of all passes.
             joint: Also the form of these layers moved together.
             skip_classes: As in `measure` (the default differs); not used with the spectrum.
-            numbers: The examples' numbers in error messages, (B,); default: their places in the batch.
+            trace_passes: As in `measure`.
+            numbers: The examples' numbers, (B,), for error messages and as seeds of probes of the trace;
+                default: their places in the batch.
 
         Raises:
             MeasureError: If logits are not finite, a layer is used in another way than planned, or the
@@ -272,11 +276,22 @@ class CurvatureEngine:
             if spectrum and names:
                 refuse_large_spectrum(logits.shape[1])
             losses = self.loss(logits, targets)
+            asked = FormOptions(
+                trace=trace,
+                spectrum=spectrum,
+                joint=joint,
+                tol=skip_classes,
+                trace_passes=trace_passes,
+                seed=self._seed,
+                numbers=None if numbers is None else numbers.tolist(),
+            )
+            most = trace_passes if trace and trace_passes < logits.shape[1] - 1 else 0
             # One forward-mode product takes about as long as two backward passes to the outputs.
             passes = planned_passes(LogitFactor(logits), skip_classes)
             forms: ExactForms | None = None
             changed = [name for name in names if name in self._moved]
-            if 0 < 2 * len(changed) < passes and not (trace or spectrum or self.plan.apart):
+            everything = spectrum or self.plan.apart or (trace and not most)
+            if changed and 2 * len(changed) + most < passes and not everything:
                 del captured
                 with suppress(NotImplementedError):  # an operation of the network has no forward mode
                     forms = exact_by_forward_mode(
@@ -284,12 +299,13 @@ class CurvatureEngine:
                         names,
                         self._moved,
                     )
-                if forms is None:
+                if forms is None or most:
                     captured = self.capture(inputs, names)
+                if forms is not None and most:
+                    forms = with_probed_traces(forms, captured, asked)
             if forms is None:
-                asked = {"trace": trace, "spectrum": spectrum, "joint": joint}
                 apart = [name for name in names if name in self.plan.apart]
-                forms = self._forms(captured, inputs, names, apart, **asked, tol=skip_classes)
+                forms = self._forms(captured, inputs, names, apart, asked)
         # Without such layers there is no weight to compute: the loss may be any callable.
         weight = self.loss.curvature_weight(targets, logits.shape[1]) if names else torch.ones_like(losses)
         return forms.of_loss(weight.to(logits.device), losses)
@@ -300,23 +316,30 @@ class CurvatureEngine:
         return self.plan.by("exact", "gauss_newton")
 
     def _forms(
-        self, captured: Capture, inputs: Inputs, names: Sequence[str], apart: Sequence[str], **asked: Any
+        self,
+        captured: Capture,
+        inputs: Inputs,
+        names: Sequence[str],
+        apart: Sequence[str],
+        asked: FormOptions | None = None,
     ) -> ExactForms:
         """Compute the closed forms of layers; with some `apart`, those of all of them for each example alone.
 
         A layer that one example does not use, or in another way than a plain call, is its own output there.
         """
         if apart and batch_size(inputs) > 1:
-            alone = (trimmed(one) if self.plan.cuts_padding else one for _, one in each_alone(inputs))
-            return ExactForms.joined(
-                [self._forms(self.capture(one, names), one, names, apart, **asked) for one in alone]
-            )
+            parts, asked = [], asked or FormOptions()
+            for row, given in each_alone(inputs):
+                one = trimmed(given) if self.plan.cuts_padding else given
+                own = replace(asked, numbers=[row if asked.numbers is None else asked.numbers[row]])
+                parts.append(self._forms(self.capture(one, names), one, names, apart, own))
+            return ExactForms.joined(parts)
         if apart:
             weights = named_parameters(self.model)
             own = {n: layer for n, layer in captured.layers.items() if n not in apart}
             whole = {n: WholeWeight.of(n, weights[n]) for n in names if n not in own}
             captured = replace(captured, layers=own | whole)
-        return exact_forms(captured, names, self._moved, **asked, seed=self._seed)
+        return exact_forms(captured, names, self._moved, asked)
 
     def _still_closed(self, captured: Capture, inputs: Inputs) -> list[str]:
         """Move layers that this batch uses in another way to weight space; return those in closed form."""
@@ -383,7 +406,7 @@ class CurvatureEngine:
         stopping: Stopping | None = None,
         probes: int = 8,
     ) -> Traces:
-        """Compute Tr H_i⁺: exactly for exact layers, by stochastic Lanczos quadrature for others.
+        """Compute Tr H_i⁺: as by `exact` for exact layers, by stochastic Lanczos quadrature for others.
 
         A layer's probes depend on the seed and its place only, not on batch size or order.
 
@@ -404,9 +427,11 @@ class CurvatureEngine:
         if any(name in names for name in self.plan.by("exact", "unused")):
             forms = self.exact(batch, trace=True)
             assert forms.trace is not None
+            assert forms.trace_stderr is not None
             for column, name in enumerate(forms.names):
                 if name in names:
                     value[:, names.index(name)] = forms.trace[:, column]
+                    stderr[:, names.index(name)] = forms.trace_stderr[:, column]
         smooth = [name for name in names if name in self.plan.by("lanczos", "weight_space")]
         if smooth:
             weights = named_parameters(self.model)

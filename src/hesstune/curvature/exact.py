@@ -15,8 +15,12 @@ terms are non-negative: nothing cancels on fitted examples, and every partial su
 and each gradient is freed as soon as it is used.
 
 Classes of little probability can be skipped. Their part of an entry is estimated from random combinations:
-with g standard normal, the squared product of v_i with J_iᵀ Σ_k √q_k g_k s_k is that part times χ²₁, and its
-squared norm is the trace's part on average.
+with g standard normal, the squared product of v_i with J_iᵀ Σ_k √q_k g_k s_k is that part times χ²₁.
+
+With many classes the trace is Σ_k q_k ‖J_iᵀ s_k‖² over the most probable ones, plus for the d others the mean
+of d‖J_iᵀ B c‖² over a few probes. Each c is a column of a d × d orthogonal matrix with entries near ±1/√d:
+that of the cosine transform, with rows in random order and of random sign, drawn for each example, so that
+E c cᵀ = I/d. If the forms need all passes, they use this matrix's columns, so the trace adds no pass.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 
 from hesstune.curvature.capture import Capture, OnOutput
+from hesstune.curvature.declared import TRACE_PASSES
 from hesstune.curvature.layers import CapturedLayer
 from hesstune.errors import MeasureError
 
@@ -42,6 +47,32 @@ FAILURE_PROBABILITY = 0.01
 _SPECTRUM_CLASSES = 4096
 # The tensors of `ExactForms` that are linear in Λ.
 _TENSORS = ("quadratic", "lower", "upper", "trace", "trace_stderr", "spectrum", "joint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormOptions:
+    """What is computed beside the forms, and how.
+
+    Attributes:
+        trace: Also Tr G_i.
+        spectrum: Also the nonzero eigenvalues; keeps K − 1 gradients of every output at once. The trace is
+            then their sum.
+        joint: Also uᵀ Λ u of all layers moved together, from the same passes.
+        tol: Skip classes if that is likely to halve the passes and they add at most this share to every
+            entry, each with 99 % by random probes; 0 takes all passes. Not used with the spectrum.
+        trace_passes: The largest number of passes with norms for the trace, at least 2. The trace is exact if
+            it is at least K − 1.
+        seed: Of the probes.
+        numbers: The examples' numbers, which choose their probes of the trace; default: their places.
+    """
+
+    trace: bool = False
+    spectrum: bool = False
+    joint: bool = False
+    tol: float = 0.0
+    trace_passes: int = TRACE_PASSES
+    seed: int = 0
+    numbers: Sequence[int] | None = None
 
 
 @dataclass(kw_only=True)
@@ -58,7 +89,7 @@ class ExactForms:
         passes: The number of backward (or forward-mode) passes.
         all_passes: K − 1.
         trace: Tr G_i, (B, L), or None if not requested.
-        trace_stderr: Its standard error, (B, L), if classes were skipped.
+        trace_stderr: Its standard error over the probes, (B, L); 0 if it took all K − 1 passes.
         spectrum: The K − 1 largest eigenvalues, descending, (B, L, K − 1), or None; the others are 0.
         joint: uᵀ Λ u with u = Σ_i J_i v_i, (B, 1), or None if not requested.
         losses: ℓ of every example, (B,); None for the forms of J_iᵀ Λ J_i themselves.
@@ -82,10 +113,8 @@ class ExactForms:
         found: dict[str, Any] = {}
         for key in _TENSORS:
             columns = [getattr(part, key) for part in parts]
-            if any(column is not None for column in columns):
-                # Only the standard error of a trace may be None for some: those took all classes.
-                pairs = zip(columns, parts, strict=True)
-                found[key] = torch.cat([torch.zeros_like(p.quadratic) if c is None else c for c, p in pairs])
+            if columns[0] is not None:
+                found[key] = torch.cat(columns)
         return replace(parts[0], **found, passes=max(part.passes for part in parts))
 
     def of_loss(self, weight: torch.Tensor, losses: torch.Tensor) -> ExactForms:
@@ -129,16 +158,15 @@ class LogitFactor:
         coefficients.scatter_(1, self.order[:, rank + 1, None], 1.0)
         return self._combined(coefficients), self.sorted_q[:, rank]
 
-    def probe(self, start: int, normals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return one random combination of the columns from rank `start` on, scaled, and its weight.
+    def combination(self, start: int, factors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return B c with c zero before rank `start`, scaled, and its weight, as `seed` does.
 
-        The expected squared product with it, times the weight, is the sum over these classes. `normals`,
-        (K − 1,), are standard normal, one for each rank.
+        `factors`, (K − 1 − start,) or one row for each example, are c's entries from that rank on.
         """
         scale = self.sorted_q[:, start]
         ratio = (self.sorted_q[:, start:] / scale.clamp(min=1e-300)[:, None]).sqrt()
         ranked = torch.zeros_like(self._q)
-        ranked[:, start + 1 :] = ratio * normals[start:].to(ratio)
+        ranked[:, start + 1 :] = ratio * factors.to(ratio)
         coefficients = torch.zeros_like(self._q).scatter(1, self.order, ranked)
         return self._combined(coefficients), scale
 
@@ -162,8 +190,8 @@ class BackwardPasses:
     Args:
         logits: With their graph, (B, K).
         layers: The L layers.
-        changes: D_i of each, raw outputs; None if the layer has not moved.
-        trace: Whether Σ_k q_k ‖J_iᵀ s_k‖² is accumulated, too.
+        changes: D_i of each, raw outputs; None if the layer has not moved. Default: none has.
+        trace: Whether some of the passes give ‖J_iᵀ s_k‖², too.
         spectrum: Whether all gradients are kept for the eigenvalues.
         joint: Whether the forms have a last column for all layers moved together.
     """
@@ -172,20 +200,19 @@ class BackwardPasses:
         self,
         logits: torch.Tensor,
         layers: Sequence[CapturedLayer],
-        changes: Sequence[torch.Tensor | None],
+        changes: Sequence[torch.Tensor | None] = (),
         *,
         trace: bool = False,
         spectrum: bool = False,
         joint: bool = False,
     ) -> None:
-        self._logits, self._layers, self._changes, self._joint = logits, layers, changes, joint
-        self._norms = trace and not spectrum
-        self._keep = spectrum
+        self._logits, self._layers, self._joint = logits, layers, joint
+        self._changes = changes or [None] * len(layers)
+        self._norms, self._keep = False, spectrum
         for layer in layers:
-            layer.keeps_tokens |= self._norms  # each of the K − 1 passes needs them
+            layer.keeps_tokens |= trace and not spectrum  # each pass that gives norms needs them
         zeros = torch.zeros((logits.shape[0], len(layers) + 1), dtype=torch.float64, device=logits.device)
         self._quadratic = zeros if joint else zeros[:, 1:]
-        self._trace = torch.zeros_like(zeros[:, 1:]) if trace else None
         self._kept: list[list[torch.Tensor]] = [[] for _ in layers]
         self._roots: list[torch.Tensor] = []
         self._u: list[torch.Tensor | None] = []
@@ -243,26 +270,27 @@ class BackwardPasses:
         zero = self._logits.new_zeros(self._logits.shape[0])
         return torch.stack([zero if v is None else v.to(zero.device) for v in values], dim=1).double()
 
-    def terms(self, seed: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Take one pass; return q_k ⟨J_iᵀ s_k, v_i⟩² and q_k ‖J_iᵀ s_k‖², (B, L), without adding them."""
+    def terms(
+        self, seed: torch.Tensor, weight: torch.Tensor, norms: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take one pass; return q_k ⟨J_iᵀ s_k, v_i⟩² and (0 without `norms`) q_k ‖J_iᵀ s_k‖², (B, L)."""
+        self._norms = norms
         products = self.products(seed)
         if self._joint:
             products = torch.cat([products, products.sum(1, keepdim=True)], 1)
-        product = weight[:, None] * products.square()
-        return product, weight[:, None] * self._stacked(self._squares) if self._norms else None
+        return weight[:, None] * products.square(), weight[:, None] * self._stacked(self._squares)
 
-    def add(self, seed: torch.Tensor, weight: torch.Tensor) -> None:
-        """Take one pass, s_k of (B, K) and q_k of (B,), and add its terms."""
-        product, norm = self.terms(seed, weight)
+    def add(self, seed: torch.Tensor, weight: torch.Tensor, norms: bool = False) -> torch.Tensor:
+        """Take one pass, s_k of (B, K) and q_k of (B,), and add its term to the forms; return the norms."""
+        product, norm = self.terms(seed, weight, norms)
         self._quadratic += product
         self._roots.append(weight.sqrt())
-        if norm is not None and self._trace is not None:
-            self._trace += norm
+        return norm
 
     @torch.no_grad()
     def forms(self) -> ExactForms:
-        """Return the sums so far; they are exact after all K − 1 passes."""
-        trace, spectrum = self._trace, None
+        """Return the sums so far, with traces and eigenvalues of kept gradients; exact after K − 1 passes."""
+        forms = _forms([layer.name for layer in self._layers], self._quadratic, self.taken, self._logits)
         if self._keep:
             roots = torch.stack(self._roots, 1)  # (B, K − 1)
             values = []
@@ -275,8 +303,8 @@ class BackwardPasses:
                 values.append(torch.linalg.eigvalsh(gram).clamp(min=0).flip(1))
             spectrum = torch.stack(values, 1)
             trace = spectrum.sum(2)
-        forms = _forms([layer.name for layer in self._layers], self._quadratic, self.taken, self._logits)
-        return replace(forms, trace=trace, spectrum=spectrum)
+            forms = replace(forms, trace=trace, trace_stderr=torch.zeros_like(trace), spectrum=spectrum)
+        return forms
 
 
 def _forms(names: Sequence[str], quadratic: torch.Tensor, passes: int, logits: torch.Tensor) -> ExactForms:
@@ -289,6 +317,54 @@ def _forms(names: Sequence[str], quadratic: torch.Tensor, passes: int, logits: t
         passes=passes,
         all_passes=logits.shape[1] - 1,
     )
+
+
+class TraceSum:
+    """Tr G_i from ‖J_iᵀ s_k‖² of the most probable classes, and of a few combinations of all others.
+
+    Each example has combinations of its own, whatever batch it is in.
+    """
+
+    def __init__(self, factor: LogitFactor, asked: FormOptions) -> None:
+        most, numbers = asked.trace_passes, asked.numbers
+        # Half of the passes are probes, which gives a standard error.
+        self.probes = 0 if factor.columns <= most else most - most // 2 if most > 2 else most
+        self.head = min(factor.columns, most) - self.probes
+        self._factor, self._left = factor, factor.columns - self.head
+        self._known: list[torch.Tensor] = []
+        self._probed: list[torch.Tensor] = []
+        device = factor.order.device
+        if self.probes:
+            numbers = range(len(factor.order)) if numbers is None else numbers
+            drawn = [_shuffled_signs(self._left, asked.seed * 1_000_003 + number) for number in numbers]
+            self._rows, self._signs = (torch.stack(part).to(device) for part in zip(*drawn, strict=True))
+
+    def column(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a column of the random orthogonal matrix, over the classes after the most probable ones."""
+        size = self._left
+        angles = (2 * self._rows + 1).double() * (math.pi * index / (2 * size))
+        factors = self._signs * torch.cos(angles) * math.sqrt((2 if index else 1) / size)
+        return self._factor.combination(self.head, factors)
+
+    def take(self, norms: torch.Tensor) -> None:
+        """Add the norms of the next class, or after these of the next column."""
+        (self._known if len(self._known) < self.head else self._probed).append(norms)
+
+    def of(self, forms: ExactForms) -> ExactForms:
+        """Return the forms with the trace and its standard error."""
+        zero = torch.zeros_like(forms.quadratic[:, : len(forms.names)])
+        trace, stderr = sum(self._known, zero), zero
+        if self._probed:
+            found = self._left * torch.stack(self._probed)
+            left = 1 - self.probes / self._left  # columns that were not taken, by which the mean varies
+            trace, stderr = trace + found.mean(0), found.std(0) * (left / self.probes) ** 0.5
+        return replace(forms, trace=trace, trace_stderr=stderr)
+
+
+def _shuffled_signs(size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    signs = 2 * torch.randint(2, (size,), generator=generator) - 1
+    return torch.randperm(size, generator=generator), signs
 
 
 def _square_norm(layer: CapturedLayer, gradient: torch.Tensor) -> torch.Tensor:
@@ -335,12 +411,7 @@ def exact_forms(
     captured: Capture,
     names: Sequence[str],
     deltas: Mapping[str, torch.Tensor],
-    *,
-    trace: bool = False,
-    spectrum: bool = False,
-    joint: bool = False,
-    tol: float = 0.0,
-    seed: int = 0,
+    asked: FormOptions | None = None,
 ) -> ExactForms:
     """Compute v_iᵀ J_iᵀ Λ J_i v_i for every named layer and every example of one capture.
 
@@ -348,39 +419,48 @@ def exact_forms(
         captured: From `capture`, inside `differentiable`; its graph is kept.
         names: Layers in `captured.layers`, in the order of the result.
         deltas: W_i − W_i⁽ˢ⁾ of each; the quadratic form of a missing layer is 0.
-        trace: Also Tr J_iᵀ Λ J_i, from the same passes.
-        spectrum: Also the nonzero eigenvalues; keeps K − 1 gradients of every output at once.
-        joint: Also uᵀ Λ u of all named layers moved together, from the same passes.
-        tol: Skip classes if that is likely to halve the passes and they add at most this share to every entry
-            and trace, each with 99 % by random probes; 0 takes all passes. Not used with the spectrum.
-        seed: Of the probes.
+        asked: What else is computed, and how; default: nothing, from all passes.
 
     Returns:
         The forms; `of_loss` converts them to those of a loss.
     """
-    logits, factor = captured.logits, LogitFactor(captured.logits)
+    asked = asked or FormOptions()
+    logits, factor, joint = captured.logits, LogitFactor(captured.logits), asked.joint
     if not names:
         none = logits.new_zeros((len(logits), 0), dtype=torch.float64)
         values = logits.new_zeros((len(logits), 0, factor.columns), dtype=torch.float64)
         forms = _forms(names, none, 0, logits)
         zero = logits.new_zeros((len(logits), 1), dtype=torch.float64)
-        asked = none if trace else None, values if spectrum else None, zero if joint else None
-        return replace(forms, trace=asked[0], spectrum=asked[1], joint=asked[2])
+        trace, spectrum = none if asked.trace else None, values if asked.spectrum else None
+        joint_form = zero if joint else None
+        return replace(forms, trace=trace, trace_stderr=trace, spectrum=spectrum, joint=joint_form)
     layers = [captured.layers[name] for name in names]
     with torch.no_grad():
         changes = [layer.apply(deltas[layer.name]) if layer.name in deltas else None for layer in layers]
-    passes = BackwardPasses(logits, layers, changes, trace=trace, spectrum=spectrum, joint=joint)
+    norms = asked.trace and not asked.spectrum
+    passes = BackwardPasses(logits, layers, changes, trace=norms, spectrum=asked.spectrum, joint=joint)
+    traces = TraceSum(factor, asked) if norms else None
     with passes.watching():
-        if tol and not spectrum:
-            found = _skip_classes(passes, factor, tol, seed)
+        if asked.tol and not asked.spectrum:
+            found = _skip_classes(passes, factor, asked, traces)
         else:
-            for rank in range(factor.columns):
-                passes.add(*factor.seed(rank))
-            found = passes.forms()
+            found = _all_classes(passes, factor, traces)
+    if traces is not None:
+        found = traces.of(found)
     if not joint:
         return found
     columns = {key: getattr(found, key)[:, :-1] for key in ("quadratic", "lower", "upper")}
     return replace(found, **columns, joint=found.quadratic[:, -1:])
+
+
+def with_probed_traces(forms: ExactForms, captured: Capture, asked: FormOptions) -> ExactForms:
+    """Return the forms, computed in another way, with traces from at most `trace_passes` backward passes."""
+    passes = BackwardPasses(captured.logits, [captured.layers[name] for name in forms.names], trace=True)
+    factor = LogitFactor(captured.logits)
+    traces = TraceSum(factor, asked)
+    with passes.watching():
+        _rest_of_trace(passes, factor, traces, 0)
+    return replace(traces.of(forms), passes=forms.passes + passes.taken)
 
 
 def exact_by_forward_mode(
@@ -425,17 +505,6 @@ def probe_factor(look: int) -> float:
     return _PROBES / (2 * float(gammaincinv(_PROBES / 2, _failing(look))))
 
 
-def trace_factor(look: int) -> float:
-    """Return the same factor for the probes' mean squared norm.
-
-    It is Σ_j λ_j χ²_m(j)/m with weights λ_j ≥ 0 that sum to the true value τ. By Chernoff's bound and
-    Π(1 + a λ_j) ≥ 1 + a τ it is below x·τ with probability at most (x·exp(1 − x))^(m/2), x < 1.
-    """
-    from scipy.special import lambertw
-
-    return 1 / -float(lambertw(-(_failing(look) ** (2 / _PROBES)) / math.e).real)
-
-
 def _failing(look: int) -> float:
     return float(FAILURE_PROBABILITY * 0.5 ** (look + 1))
 
@@ -459,35 +528,64 @@ def planned_passes(factor: LogitFactor, tol: float) -> int:
     return passes if 2 * passes <= factor.columns else factor.columns
 
 
-def _skip_classes(passes: BackwardPasses, factor: LogitFactor, tol: float, seed: int) -> ExactForms:
-    """Take passes until the skipped classes add at most a share `tol` to every entry and trace."""
-    columns, share = factor.columns, factor.shares
-    generator = torch.Generator().manual_seed(seed)
+def _all_classes(passes: BackwardPasses, factor: LogitFactor, traces: TraceSum | None) -> ExactForms:
+    """Take all K − 1 passes; those for a trace by probes are along the columns of an orthogonal matrix."""
+    if traces is None:
+        for rank in range(factor.columns):
+            passes.add(*factor.seed(rank))
+        return passes.forms()
+    for rank in range(traces.head):
+        traces.take(passes.add(*factor.seed(rank), norms=True))
+    for index in range(factor.columns - traces.head):
+        norms = passes.add(*traces.column(index), norms=index < traces.probes)
+        if index < traces.probes:
+            traces.take(norms)
+    return passes.forms()
+
+
+def _rest_of_trace(passes: BackwardPasses, factor: LogitFactor, traces: TraceSum | None, done: int) -> None:
+    """Take the passes that the trace needs beside those of the first classes, which are done."""
+    if traces is not None:
+        for rank in range(done, traces.head):
+            traces.take(passes.terms(*factor.seed(rank), norms=True)[1])
+        for index in range(traces.probes):
+            traces.take(passes.terms(*traces.column(index), norms=True)[1])
+
+
+def _skip_classes(
+    passes: BackwardPasses, factor: LogitFactor, asked: FormOptions, traces: TraceSum | None
+) -> ExactForms:
+    """Take passes until the skipped classes add at most a share `tol` to every entry."""
+    columns, share, tol = factor.columns, factor.shares, asked.tol
+    generator = torch.Generator().manual_seed(asked.seed)
     normals = torch.randn(_PROBES, columns, generator=generator, dtype=torch.float64)
+    head = 0 if traces is None else traces.head
     done = look = 0
     enough = planned_passes(factor, tol) - _PROBES
+
+    def take(end: int) -> None:
+        for rank in range(done, end):
+            norms = passes.add(*factor.seed(rank), norms=rank < head)
+            if traces is not None and rank < head:
+                traces.take(norms)
+
     while enough + _PROBES < columns:
-        for rank in range(done, enough):
-            passes.add(*factor.seed(rank))
+        take(enough)
         done = enough
-        entries, norms = zip(*[passes.terms(*factor.probe(done, row)) for row in normals], strict=True)
-        known = passes.forms()
-        skipped = torch.stack(entries).mean(0)
+        entries = [passes.terms(*factor.combination(done, row[done:]))[0] for row in normals]
+        known, skipped = passes.forms(), torch.stack(entries).mean(0)
         upper = known.quadratic + probe_factor(look) * skipped
-        forms = replace(known, quadratic=known.quadratic + skipped, upper=upper)
         excess = _excess(upper, known.quadratic, tol)
-        if known.trace is not None:
-            more = torch.stack(norms).mean(0)
-            # The largest possible error: that of skipped classes in a single direction.
-            forms = replace(forms, trace=known.trace + more, trace_stderr=more * (2 / len(norms)) ** 0.5)
-            excess = max(excess, _excess(known.trace + trace_factor(look) * more, known.trace, tol))
         if excess <= 1:
-            return forms
+            _rest_of_trace(passes, factor, traces, done)
+            return replace(known, quadratic=known.quadratic + skipped, upper=upper, passes=passes.taken)
         look += 1
         # The skipped part falls about as the mass of the classes: go on to a rank that is small enough.
         enough = max(done + 1, int((share > share[done] / excess).sum()))
-    for rank in range(done, columns):
-        passes.add(*factor.seed(rank))
+    if not done:
+        return _all_classes(passes, factor, traces)
+    take(columns)
+    _rest_of_trace(passes, factor, traces, columns)
     return passes.forms()
 
 

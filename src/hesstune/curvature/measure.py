@@ -13,13 +13,13 @@ from torch import nn
 
 from hesstune.curvature.batches import LabelledBatch, by_length, checked_batches, rows_of, trimmed
 from hesstune.curvature.capture import bytes_in_full_precision, differentiable
-from hesstune.curvature.declared import SKIP_CLASSES, ExamplesChoice, MethodChoice
+from hesstune.curvature.declared import SKIP_CLASSES, TRACE_PASSES, ExamplesChoice, MethodChoice
 from hesstune.curvature.engine import CurvatureEngine
-from hesstune.curvature.lanczos import LanczosForms
 from hesstune.curvature.memory import MIB, SHARED_GRAPH_EXAMPLES, MemoryForecast, bytes_of
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.quantities import QUANTITIES, MeasureSettings, PositiveForm
 from hesstune.curvature.result import Measure
+from hesstune.curvature.sampling import base_of, sampled_means
 from hesstune.errors import DataError, listed
 from hesstune.forward import Inputs, batch_size
 from hesstune.reference import NO_LAYER, Reference
@@ -45,6 +45,7 @@ def measure(  # noqa: PLR0913
     seed: int = 0,
     *,
     mean_sample: int = 0,
+    mean_tol: float | None = None,
     quantities: Sequence[str] = (),
     noise_matrix: Any = None,
     label_smoothing: float = 0.0,
@@ -52,6 +53,7 @@ def measure(  # noqa: PLR0913
     max_examples: int | None = None,
     memory_mib: float | None = None,
     skip_classes: float = SKIP_CLASSES,
+    trace_passes: int = TRACE_PASSES,
     progress: Callable[[int], None] | None = None,
     plan_on: Inputs | None = None,
     on_forecast: Callable[[str], None] | None = None,
@@ -91,6 +93,9 @@ def measure(  # noqa: PLR0913
             per-example losses, which takes the smooth path and has no `gauss_newton`.
         seed: Seed of all random probes and of the sample; the global random state is not used.
         mean_sample: With examples="max": the number of examples drawn at random for smooth layers; 0: all.
+        mean_tol: Draw more examples, up to eight times `mean_sample`, until the relative standard error of
+            Σ_i √mean_i over the smooth layers, by the sample, is at most this; the last layers, which take
+            little time, are measured on more of them than the others. Default: as many as `mean_sample`.
         quantities: Names of further quantities of `hesstune.curvature.quantities`; their tensors are in the
             result's `more`.
         noise_matrix: F as an array, F[i, j] = P(noisy = j | true = i), or anything with `.inverse`.
@@ -103,13 +108,16 @@ def measure(  # noqa: PLR0913
             example, if the device has it. The result does not depend on it, nor on the batch size, up to
             `skip_classes`.
         skip_classes: Closed form, many classes: if that is likely to halve a batch's passes, stop when the
-            skipped classes add at most this share to every entry and trace (by random probes, 99 % each;
-            `upper` covers it, and a note says so). 0 takes all K − 1 passes, as `spectrum` does.
+            skipped classes add at most this share to every entry (by random probes, 99 % each; `upper` covers
+            it, and a note says so). 0 takes all K − 1 passes, as `spectrum` does.
+        trace_passes: Closed form: with more than so many classes beside the most probable one, a trace is
+            estimated from so many passes, without bias; `trace_stderr` has the error. At least 2.
         progress: Called with the number of examples done after each chunk.
         plan_on: Inputs that decide how each layer is measured; default: the first batch. Processes that share
             the examples plan on the same inputs.
-        on_forecast: Called with the memory forecast, one line, before the first example is measured. It is in
-            the result's notes, too.
+        on_forecast: Called before the first example is measured: with the memory forecast, one line, which is
+            in the result's notes, too; then with how many layers are measured how and about how many passes
+            that takes.
 
     Returns:
         The measurement, with the method of each layer and the reason. Its `not_layers` names the weight
@@ -145,7 +153,9 @@ def measure(  # noqa: PLR0913
         max_examples=max_examples,
         memory_mib=memory_mib,
         skip_classes=skip_classes,
+        trace_passes=trace_passes,
         mean_sample=mean_sample,
+        mean_tol=mean_tol,
     )
     objective = Objective(loss, noise_matrix, label_smoothing, class_weights)
     with gathered(model):
@@ -204,6 +214,7 @@ class _Measurement:
 
     def __post_init__(self) -> None:
         self.sample = _RandomSample(self.settings.sampled, self.settings.seed)
+        self.sample_error = math.nan
         self.quantities = self.settings.chosen
 
     def examples_at_once(self, inputs: Inputs, on_forecast: Callable[[str], None] | None) -> int:
@@ -233,6 +244,7 @@ class _Measurement:
         self.engine.sharing = self.forecast.sharing
         if first and on_forecast is not None:
             on_forecast(self.forecast.sentence())
+            on_forecast(plan.cost(asked.steps, asked.mean_sample if asked.sampled else 0))
         return self.forecast.at_once
 
     def chunks(self, inputs: Inputs, targets: torch.Tensor, most: int) -> Iterator[LabelledBatch]:
@@ -262,6 +274,7 @@ class _Measurement:
             spectrum="spectrum" in passes,
             joint="joint" in passes,
             skip_classes=self.settings.skip_classes,
+            trace_passes=self.settings.trace_passes,
             numbers=numbers,
         )
         if not torch.equal(forms.lower, forms.upper):
@@ -278,37 +291,44 @@ class _Measurement:
         self.count += size
 
     def measure_sample(self) -> None:
-        """Measure the smooth layers of the sample, and estimate their means over all examples.
-
-        The estimate is the mean of the Gauss–Newton values, known for every example, plus the sample's mean
-        difference from them. Its variance as a mean over the distribution is Var q / n + (1 − m/n)·Var(q −
-        GN)/m.
-        """
+        """Measure the smooth layers of the sample, and estimate their means over all examples."""
         if not self.sample.drawn:
             return
-        engine = self.engine
+        engine, asked = self.engine, self.settings
         joined = {key: torch.cat(self.rows[key]) for key in (*PositiveForm.keys, "gauss_newton")}
         columns = joined["quadratic"].isnan().any(0).nonzero().flatten()
         names = [engine.names[column] for column in columns.tolist()]
-        batches = [
-            (trimmed(inputs) if engine.plan.cuts_padding else inputs, targets)
-            for _, _, (inputs, targets) in self.sample.drawn
-        ]
-        forms = LanczosForms.joined([engine.lanczos(one, names, self.settings.stopping) for one in batches])
         # Rows are in the order of measurement until `result` sorts them.
         place = torch.cat(self.order).argsort()
         drawn = place[torch.tensor([example for _, example, _ in self.sample.drawn])]
+        known, base = joined["gauss_newton"][:, columns], base_of(len(names))
+
+        def add(start: int, end: int, chosen: torch.Tensor) -> None:
+            """Measure some layers of the drawn examples from `start` to `end`."""
+            layers = [name for name, of in zip(names, chosen.tolist(), strict=True) if of]
+            for at in range(start, end):
+                inputs, targets = self.sample.drawn[at][2]
+                one = (trimmed(inputs) if engine.plan.cuts_padding else inputs), targets
+                forms = engine.lanczos(one, layers, asked.stopping)
+                for key in PositiveForm.keys:
+                    joined[key][drawn[at], columns[chosen]] = getattr(forms, key)[0]
+
+        most = len(drawn)
+        whole = some = min(asked.mean_sample, most)
+        add(0, whole, torch.ones_like(base))
+        found = sampled_means(joined["quadratic"][drawn[:some]][:, columns], drawn[:some], known)
+        while asked.mean_tol and found.error > asked.mean_tol and (whole, some) != (most, most):
+            ahead = found.plan((whole, some), most, asked.mean_tol)
+            more = ahead if ahead != (whole, some) else (whole + 1, max(some, whole + 1))
+            add(whole, more[0], ~base)
+            add(some, more[1], base)
+            whole, some = more
+            found = sampled_means(joined["quadratic"][drawn[:some]][:, columns], drawn[:some], known)
         for key in PositiveForm.keys:
-            joined[key][drawn[:, None], columns[None, :]] = getattr(forms, key)
             self.rows[key] = [joined[key]]
-        known, n, m = joined["gauss_newton"][:, columns], self.count, len(drawn)
-        extra = forms.quadratic - known[drawn]
-        variance = torch.full_like(extra[0], math.nan)
-        if m > 1:
-            variance = forms.quadratic.var(0) / n + (1 - m / n) * extra.var(0) / m
-        estimates = {"sampled_mean": known.mean(0) + extra.mean(0), "sampled_stderr": variance.sqrt()}
-        for key, value in estimates.items():
+        for key, value in {"sampled_mean": found.mean, "sampled_stderr": found.stderr}.items():
             self.sampled[key] = engine.spread(names, value[None], math.nan)[0]
+        self.sample_error = found.error
 
     def result(self, not_layers: list[str]) -> Measure:
         """Join the rows; `not_layers` are weight matrices that have changed but are not layers.
@@ -334,6 +354,12 @@ class _Measurement:
             **self.sampled,  # type: ignore[arg-type]
         )
         sentences = [f"{name}: {QUANTITIES[name].sentence}" for name in self.settings.quantities]
+        if self.sampled:
+            sentences.insert(
+                0,
+                "Σ √mean of the smooth layers, as a sum over all examples, has a relative standard error of "
+                f"{self.sample_error:.1%}",
+            )
         notes = [*measured.quantity_notes(), *sentences, self.forecast.sentence()]
         if not_layers:
             notes.append(f"{listed(not_layers)} not measured: {NO_LAYER}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -65,6 +65,7 @@ class MeasurePlan:
         memory: The memory of one example, by the kind of pass.
         cuts_padding: Whether masked trailing tokens can be cut without changing the logits.
         depends_on_values: Whether calls depend on the values of the inputs; then each batch is checked.
+        classes: K.
     """
 
     layers: list[LayerPlan]
@@ -73,10 +74,34 @@ class MeasurePlan:
     memory: ExampleMemory = field(default=ExampleMemory(), compare=False)
     cuts_padding: bool = False
     depends_on_values: bool = False
+    classes: int = 0
 
     def by(self, *methods: MeasureMethod) -> list[str]:
         """List the layers with one of the methods."""
         return [layer.name for layer in self.layers if layer.method in methods]
+
+    def cost(self, products: int, sampled: int) -> str:
+        """Describe in one line how many layers are measured how, and about how many passes that takes.
+
+        Args:
+            products: The expected number of Hessian-vector products of a smooth layer and example.
+            sampled: The number of examples in the sample for smooth layers; 0: all.
+        """
+        counts = {method: len(self.by(method)) for method in get_args(MeasureMethod)}
+        words = ", ".join(f"{count} {method}" for method, count in counts.items() if count)
+        closed = counts["exact"] + counts["gauss_newton"]
+        smooth = counts["lanczos"] + counts["weight_space"]
+        # One forward pass, one evaluation of the layers, and K - 1 backward passes or L forward-mode ones.
+        passes = 2 + min(self.classes - 1, 2 * len(self.layers)) if closed or sampled else 0
+        text = f"cost forecast: layers {words}; about {passes} forward passes an example"
+        if smooth:
+            # A product takes about three passes through what comes after the layer: half of the network.
+            each = round(1.5 * smooth * products)
+            text += f", and {each} for each of {sampled or 'all'} examples by Lanczos"
+            text += (
+                f"; gauss_newton would take about {2 + min(self.classes - 1, 2 * len(self.layers))} for all"
+            )
+        return text
 
     @property
     def apart(self) -> list[str]:
@@ -134,7 +159,9 @@ def make_measure_plan(
     layers = [_as_asked(plans[name], method, objective) for name in names]
     memory = _memory(probe, captured, kept, layers, parameters)
     cuts = ignores_padding(model, inputs)
-    return MeasurePlan(layers, layouts, captured.overwritten, memory, cuts, depends_on_values)
+    return MeasurePlan(
+        layers, layouts, captured.overwritten, memory, cuts, depends_on_values, logits.shape[1]
+    )
 
 
 def moved_to_weight_space(

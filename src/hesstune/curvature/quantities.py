@@ -31,6 +31,8 @@ GAUSS_NEWTON_NOTE = (
     "operations follow a layer, and another number elsewhere"
 )
 _DEFAULT_TOLERANCE = 0.03
+# A sample grows to at most so many times `mean_sample`.
+_MOST_SAMPLES = 8
 # A wide bracket (vᵀHv very negative) needs more products than `steps`.
 _MOST_PER_STEP = 4
 
@@ -50,7 +52,9 @@ class MeasureSettings:
     max_examples: int | None
     memory_mib: float | None
     skip_classes: float
+    trace_passes: int
     mean_sample: int
+    mean_tol: float | None
 
     def __post_init__(self) -> None:
         choices = [
@@ -75,13 +79,15 @@ class MeasureSettings:
     @property
     def stopping(self) -> Stopping:
         """When Lanczos stops."""
-        tol = _DEFAULT_TOLERANCE if self.tol is None else self.tol
+        usual = max(_DEFAULT_TOLERANCE, self.mean_tol or 0.0) if self.sampled else _DEFAULT_TOLERANCE
+        tol = usual if self.tol is None else self.tol
         return Stopping(tol=tol, most=_MOST_PER_STEP * self.steps)
 
     @property
     def sampled(self) -> int:
-        """The number of examples in the sample for smooth layers; 0: all are measured."""
-        return self.mean_sample if self.examples == "max" and self.method != "gauss_newton" else 0
+        """The largest number of examples in the sample for smooth layers; 0: all are measured."""
+        chosen = self.examples == "max" and self.method != "gauss_newton"
+        return (_MOST_SAMPLES if self.mean_tol else 1) * self.mean_sample * chosen
 
     @property
     def chosen(self) -> list[type[Quantity]]:
@@ -193,22 +199,29 @@ class PositiveForm(Quantity):
         if measured.quantity == "gauss_newton":
             found.append(GAUSS_NEWTON_NOTE)
         if len(measured.quadratic) and int(counts.min()) < len(measured.quadratic):
+            of = f"{int(counts.min())} of {len(measured.quadratic)} examples, drawn at random"
+            sampled = counts[counts < len(measured.quadratic)]
+            if int(sampled.max()) > int(sampled.min()):
+                of += f" (the last layers on {int(sampled.max())})"
             found.append(
-                f"smooth layers were measured on {int(counts.min())} of {len(measured.quadratic)} examples, "
-                "drawn at random: their maximum is over these, and their mean is estimated for all"
+                f"smooth layers were measured on {of}: their maximum is over these, and their mean is "
+                "estimated for all"
             )
         share, tol = (0.0, 0.0) if measured.skipped is None else measured.skipped.tolist()
         if share:
             found.append(
                 f"classes of little probability were skipped ({share:.0%} of the passes taken, or fewer): "
-                f"they add at most {tol:.2g} of an entry or trace in closed form, each with "
+                f"they add at most {tol:.2g} of an entry in closed form, each with "
                 f"{1 - FAILURE_PROBABILITY:.0%}, by random probes"
             )
         return found
 
 
 class Trace(Quantity):
-    """Tr H_i⁺: exactly for exact layers, by stochastic Lanczos quadrature for others; or Tr G_i."""
+    """Tr H_i⁺: for exact layers exactly or, with many classes, by a few probes; or Tr G_i.
+
+    By stochastic Lanczos quadrature for smooth layers.
+    """
 
     name = "trace"
     sentence = "Tr H⁺: how sharp the loss of an example is in all directions of the layer together"
@@ -221,10 +234,10 @@ class Trace(Quantity):
         engine: CurvatureEngine, batch: LabelledBatch, forms: ExactForms, settings: MeasureSettings
     ) -> dict[str, torch.Tensor]:
         """Take layers in closed form from their passes; others by probes, or NaN with trace="exact"."""
-        known = forms.trace
-        assert known is not None
-        errors = torch.zeros_like(known) if forms.trace_stderr is None else forms.trace_stderr
-        values, stderrs = engine.spread(forms.names, known), engine.spread(forms.names, errors)
+        assert forms.trace is not None
+        assert forms.trace_stderr is not None
+        values = engine.spread(forms.names, forms.trace)
+        stderrs = engine.spread(forms.names, forms.trace_stderr)
         # In weight space each product takes as long as a pass, so `steps` and `tol` apply.
         for method, stopping in (("lanczos", None), ("weight_space", settings.stopping)):
             names = engine.plan.by(method)  # type: ignore[arg-type]
@@ -241,6 +254,21 @@ class Trace(Quantity):
         """Return maximum and mean over the examples."""
         traces = measured.trace[:, layer]
         return {"trace_max": largest(traces), "trace_mean": number(traces.nanmean())}
+
+    @staticmethod
+    def notes(measured: Any) -> list[str]:
+        """Say how large the standard errors of estimated traces are."""
+        closed = [m in ("exact", "gauss_newton") for m in measured.methods]
+        traces, errors = measured.trace[:, closed].double(), measured.trace_stderr[:, closed].double()
+        if not bool((errors > 0).any()):
+            return []
+        own = float((errors / traces.clamp(min=1e-300)).median())
+        means = errors.square().sum(0).sqrt() / traces.sum(0).clamp(min=1e-300)
+        return [
+            "traces in closed form are estimates, by random probes of all but the most probable classes: the "
+            f"standard error of one is {own:.1%} (median), and of a layer's mean over the examples "
+            f"{float(means.median()):.1%}; their maximum over examples is too high by that"
+        ]
 
     @staticmethod
     def memory(example: ExampleMemory) -> int:

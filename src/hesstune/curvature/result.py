@@ -67,7 +67,7 @@ class Measure:
         methods: Per layer: `exact`, `lanczos`, `weight_space`, `gauss_newton` or `unused`.
         reasons: Per layer: the reason for the method.
         trace: Tr H_i⁺, (n, L), or None if not requested.
-        trace_stderr: Its standard error, (n, L); 0 for exact layers without skipped classes.
+        trace_stderr: Its standard error, (n, L); 0 for traces in closed form from all K − 1 passes.
         spectrum: The K − 1 largest eigenvalues of H_i, descending, (n, L, K − 1); NaN for
             layers without a closed form; None if not requested.
         notes: Further notes for readers, such as the size of the sample.

@@ -18,7 +18,7 @@ from torch import nn
 from hesstune.curvature.batches import LabelledBatch, rows_of
 from hesstune.curvature.capture import differentiable, kept_buffers
 from hesstune.curvature.engine import CurvatureEngine, selected_layers
-from hesstune.curvature.exact import exact_forms
+from hesstune.curvature.exact import FormOptions, exact_forms
 from hesstune.curvature.lanczos import LayerProducts, WeightProducts
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.errors import ConfigError, DataError
@@ -255,8 +255,9 @@ def _traces(engine: CurvatureEngine, batch: LabelledBatch, probes: int, seed: in
         apart = engine.plan.by("weight_space")
         found = [name for name in names if name in captured.layers and name not in apart]
         if objective.is_mixture and found:
-            trace = exact_forms(captured, found, {}, trace=True).trace
-            weight = objective.curvature_weight(targets, captured.logits.shape[1])
+            classes = captured.logits.shape[1]
+            trace = exact_forms(captured, found, {}, FormOptions(trace=True, trace_passes=classes)).trace
+            weight = objective.curvature_weight(targets, classes)
             assert trace is not None
             traces[0] = (weight.to(trace)[:, None] * trace).sum()
         loss = _Linearised(objective) if objective.is_mixture else objective

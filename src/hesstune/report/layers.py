@@ -154,13 +154,30 @@ def carriers(rows: LayerShares, method: str | None = None) -> str:
     pattern = f"{top.name}.*"
     if sorted(fnmatch.filter([layer.name for layer, _ in rows], pattern)) != sorted(top.layers):
         pattern = top.layers[0]
+    error = _share_error(rows, {name for part in first for name in part.layers}, total)
     return (
-        f"{total:.0%} of the measure {'come' if len(first) > 1 else 'comes'} from {len(first)} of "
+        f"{total:.0%}{error} of the measure {'come' if len(first) > 1 else 'comes'} from {len(first)} of "
         f"{counted(len(parts), 'block' if large else 'layer')}: {shown}. What could lower it: a smaller "
         f"constraint radius there, such as hesstune finetune --method {method or 'robust'} --radius "
         f'"{pattern}=R,*=S" with R below {top.farthest:.3g}, the largest distance there now (Frobenius), and '
         f"S for all others. {CONSTRAINT_EVIDENCE}."
     )
+
+
+def _share_error(rows: LayerShares, names: set[str], share: float) -> str:
+    """Return "" or the standard error of some layers' share of the measure, for people: an upper bound.
+
+    Layers are measured on the same examples, so errors inside and outside the group are added up.
+    """
+    relative = [0.0, 0.0]
+    for layer, part in rows:
+        if not layer.mean:
+            continue
+        if layer.mean_stderr is None or not part:
+            return ""
+        inside = layer.name in names
+        relative[inside] += part / (share if inside else 1 - share) * layer.mean_stderr / (2 * layer.mean)
+    return f" ± {share * (1 - share) * sum(relative):.0%}"
 
 
 # -- tables ------------------------------------------------------------------------------------
