@@ -170,7 +170,7 @@ def prepare(
     _check_validation(config, kind, task)
     injected = injected_noise(config, task)
     noise_matrix, estimate = _known_noise_matrix(config.noise_matrix or "", task, injected), None
-    config, more = for_features(config, task, given.model)
+    config, more = for_kind_of_data(config, task, given.model)
     model = config.model if given.model is None else given.model
     loaded = load_network(config, config, model, task)
     asked, config = config.train, as_trained(config, loaded)
@@ -217,10 +217,12 @@ def _known_noise_matrix(wanted: str, task: Task, injected: NoiseMatrix | None) -
     return NoiseMatrix.parse(wanted, task.k, task.classes)
 
 
-def for_features(
+def for_kind_of_data(
     config: FinetuneConfig, task: Task, given: ModelObject | None = None
 ) -> tuple[FinetuneConfig, list[str]]:
-    """Return the resolved configuration of a linear head if the data holds feature vectors, and notes.
+    """Return the resolved configuration for the kind of the data, and notes.
+
+    Feature vectors have a linear head; texts have the network for texts if no other is given.
 
     Raises:
         ConfigError: If the options name other layers to train, or the network was given in Python.
@@ -233,7 +235,7 @@ def for_features(
                 f"model '{config.model}' is a linear head on feature vectors, and the data holds "
                 f"{'texts' if task.is_text else 'images'}; name another model"
             )
-        return config, []
+        return config.on_texts() if task.is_text else (config, [])
     if given is not None:
         raise ConfigError("the data holds feature vectors, the input of a linear head: leave model out")
     return config.on_features(vectors.width)
@@ -451,7 +453,7 @@ def _with_validation_rule(
     elif deeper and not len(task.val):
         notes.append("there are no validation examples for deeper layers: the head alone was fitted")
     unused = _changed(config, *OF_STEPS)
-    unused += ["lr"] if config.lr != usual_lr(config.head_only) else []
+    unused += ["lr"] if config.lr != usual_lr(config.head_only, config.model) else []
     if unused and not goes_on:
         notes.append(f"a head that is solved takes no steps: no effect of {_written(unused)}")
     if not len(task.val):
