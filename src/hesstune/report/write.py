@@ -25,11 +25,6 @@ def write_report(run: Run, **options: Any) -> tuple[Path, str | None]:
     Args:
         run: A finished run.
         **options: Options of `DeviceOptions`, by name.
-
-    Raises:
-        ConfigError: If an option is wrong.
-        ChangedDataError: If the run's data is not what the run was made from.
-        RunError: If a record is damaged.
     """
     asked = make_options(DeviceOptions, options)
     note, records = None, run.records

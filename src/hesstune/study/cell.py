@@ -52,22 +52,12 @@ def run_validation_loss(run: Run) -> float | None:
 def search_cell(
     config: FinetuneConfig, trials: int, folder: Path, data: Any = None
 ) -> tuple[FinetuneConfig, Search]:
-    """Try a method with several options and return the best by validation loss, and the record.
+    """Try a method with several options; return the best by validation loss, and the record of the trials.
 
     The first trial has the given options. The validation labels are as noisy as the training labels unless
     the configuration has clean ones. The learning rate, given radii and each option with a search range are
     searched. Proposals depend on the seed and on the earlier trials alone, so an interrupted search continues
-    with the same proposals.
-
-    Args:
-        config: The resolved configuration.
-        trials: Number of trials.
-        folder: Folder for the study and the runs of its trials, of this configuration alone.
-        data: An object in place of the data that the configuration names.
-
-    Raises:
-        MissingExtraError: If optuna is not installed.
-        RunError: If every trial fails, with the first error.
+    with the same proposals. `folder` keeps the study and the runs of this configuration's trials.
     """
     try:
         import optuna
@@ -159,10 +149,7 @@ TEST_LABEL_COUNTS = ("test_labels_rewritten", "test_labels_kept")
 
 
 def run_cell(cell: Cell, folder: Path, settings: Settings, data: Any = None) -> CellRecord:
-    """Run a cell, or continue it, and write its cell.json; an error of the input is its result.
-
-    `data` is an object in place of the data that the cell's configuration names.
-    """
+    """Run or continue a cell, on an object if its data is one; an error of the input is its result."""
     made_folder(folder)
     try:
         config, searched = cell.config, None
@@ -245,10 +232,7 @@ def _observed(trained: Trained, config: FinetuneConfig, settings: Settings, out:
 
 
 def _validation_gap(trained: Trained) -> float | None:
-    """Return the cross-entropy of the validation examples minus that of the training examples.
-
-    Both use the labels of training, so this is the generalization gap on the distribution of noisy labels.
-    """
+    """Return the gap on the distribution of noisy labels: validation minus training cross-entropy."""
     losses = {}
     for name, part in (("train", trained.task.train), ("val", trained.task.val)):
         if part.labels is None or not len(part):
