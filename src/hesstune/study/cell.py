@@ -43,12 +43,6 @@ LR_FACTORS = (0.2, 5.0)
 RADIUS_FACTORS = (0.125, 8.0)
 
 
-def run_validation_loss(run: Run) -> float | None:
-    """Return the validation loss of the weights that a run kept; None without validation."""
-    kept = run.records.kept_epoch
-    return None if kept is None else kept.val_loss
-
-
 def search_cell(
     config: FinetuneConfig, trials: int, folder: Path, data: Any = None
 ) -> tuple[FinetuneConfig, Search]:
@@ -68,7 +62,9 @@ def search_cell(
     study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
     if not study.trials:
         own, ranges = config.method_options or {}, _searched_options(config)
-        factors = {"lr_factor": 1.0, **({"radius_factor": 1.0} if _has_radii(config) else {})}
+        factors = {"lr_factor": 1.0}
+        if isinstance(config.radius, float | dict):
+            factors["radius_factor"] = 1.0
         study.enqueue_trial({name: value for name, value in own.items() if name in ranges} | factors)
     running = [trial._trial_id for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING]
     for number in range(sum(trial.state.is_finished() for trial in study.trials), trials):
@@ -93,10 +89,10 @@ def search_cell(
 def _loss_of(config: FinetuneConfig, out: Path, data: Any) -> float:
     options = config.model_dump() | {"out": str(out)}
     run = finetune(data, config=options, resume=True, keep_weights=False)
-    loss = run_validation_loss(run)
-    if loss is None:
+    kept = run.records.kept_epoch
+    if kept is None or kept.val_loss is None:
         raise RunError("a search needs validation examples; there are none: raise --val-fraction")
-    return loss
+    return kept.val_loss
 
 
 def _suggested(config: FinetuneConfig, trial: Any) -> FinetuneConfig:
@@ -122,10 +118,6 @@ def _searched_options(config: FinetuneConfig) -> dict[str, Option]:
     found = method_class(config.method).own_options
     unused = unused_radius_options(config.radius, config.head_only)
     return {name: option for name, option in found.items() if option.search and name not in unused}
-
-
-def _has_radii(config: FinetuneConfig) -> bool:
-    return isinstance(config.radius, float | dict)
 
 
 CELL, SEARCH = "cell.json", "search"
