@@ -26,7 +26,6 @@ def test_every_option_says_what_it_is_and_stands_under_a_heading(kind):
     for name, field in kind.model_fields.items():
         assert field.description, name
         assert kind.heading_of(name)
-    assert set(kind.first) <= set(kind.model_fields)
 
 
 def test_the_run_is_of_five_groups_and_stays_flat():

@@ -42,12 +42,14 @@ class Shown:
         repeated: Whether the option is given once for each value.
         also: Types that Python takes beside the field's own, into which they are made, as written in code.
         names_file: Whether the value may name a file or folder whose contents count, as PATH or KIND:PATH.
+        says_default: Whether the description says what the default is, or the command line has none.
     """
 
     metavar: str
     repeated: bool = False
     also: str = ""
     names_file: bool = False
+    says_default: bool = False
 
 
 # What other libraries call options of hesstune.
@@ -106,13 +108,11 @@ class Options(BaseModel):
 
     Attributes:
         heading: The heading of the class's options in a command's help.
-        first: Names of those that most users need, shown above all headings.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     heading: ClassVar[str] = "Options"
-    first: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod

@@ -50,7 +50,7 @@ def test_gauss_newton_values_of_a_run_have_their_own_name_everywhere(tiny, tmp_p
     run = ht.finetune(tiny, out=str(tmp_path / "a"))
     by_default = run.measure(skip_classes=0.0)
     with pytest.raises(SystemExit, match="0"):
-        cli(["measure", str(run.path), "--method", "gauss_newton", "--skip-classes", "0", "--spectrum"])
+        cli(["measure", str(run.path), "--method=gauss_newton", "--skip-classes=0", "--spectrum", "--more"])
     said = " ".join(capsys.readouterr().out.split())
     found = ht.Measure.load(run.path)
     # The network is piecewise linear, so the values are the same.

@@ -2,12 +2,17 @@
 
 import json
 import re
+import shlex
+import shutil
+import sys
 
 import pytest
+import typer
 import yaml
 
 import hesstune as ht
 from commands import inside, refused
+from hesstune.cli.main import app
 from hesstune.labeling.options import CleanOptions, LabelOptions
 from hesstune.methods import method_class, method_names
 from hesstune.options import OFF_COMMAND_LINE
@@ -15,7 +20,7 @@ from hesstune.runs import options as of_runs
 from hesstune.runs.config import FinetuneConfig
 from hesstune.study.options import CompareOptions
 
-FAST = ["--train", "head", "--limit", "60", "--epochs", "2", "--image-size", "32"]
+FAST = ["--data", "digits", "--train", "head", "--limit", "60", "--epochs", "2", "--image-size", "32"]
 
 
 def sections(*arguments):
@@ -105,12 +110,15 @@ def test_finetune_predict_and_what_is_refused_then(tmp_path):
         (["frobnicate"], "frobnicate"),
         (["predict", "runs/a"], "--data"),
         (["finetune", "--inject-noise", "0.2"], "--out"),
+        (["finetune", "--out", "a"], "folder:PATH"),
+        (["clean", "--out", "a.csv"], "hesstune demo"),
+        (["compare", "--out", "a"], "--data"),
         (["finetune", "--epoch", "3"], "--epochs"),
         (["finetune", "--batch-size", "x"], "--batch-size must be an integer; got 'x'"),
         (["finetune", "--method", "robut", "--out", "a"], "'robust'"),
-        (["finetune", "--model", "efficientnet", "--out", "a"], "efficientnet_lite0"),
+        (["finetune", "--data", "digits", "--model", "efficientnet", "--out", "a"], "efficientnet_lite0"),
         (["finetune", "--data", "folder:nowhere", "--out", "a"], "does not exist"),
-        (["finetune", "--inject-noise", "symetric:0.2", "--out", "a"], "'symmetric'"),
+        (["finetune", "--data", "digits", "--inject-noise", "symetric:0.2", "--out", "a"], "'symmetric'"),
         (["finetune", "--config", "nowhere.yaml", "--out", "a"], "does not exist"),
         (["finetune", "--radius", "0", "--out", "a"], "above 0"),
         (["finetune", "--resume", "--overwrite", "--out", "a"], "contradict"),
@@ -132,6 +140,72 @@ def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, argument
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(scope="module")
+def commands():
+    return typer.main.get_command(app).commands
+
+
+def test_commands_stand_in_the_order_of_the_work(commands):
+    assert list(commands) == [
+        "demo", "clean", "label", "finetune", "predict", "measure", "certify", "check", "compare", "report",
+        "export", "noise", "methods",
+    ]  # fmt: skip
+    for name, command in commands.items():
+        first = command.callback.first
+        assert len(first) <= 10
+        assert set(first) <= {parameter.name for parameter in command.params}, name
+        text = inside(name, "--help-all").stdout
+        assert "--json" in text
+        assert "[default" not in text
+
+
+@pytest.fixture(scope="module")
+def head_run(tmp_path_factory):
+    return ht.finetune(
+        "digits", method="robust", train="head", inject_noise="symmetric:0.3", limit=60, epochs=2,
+        image_size=32, out=tmp_path_factory.mktemp("runs") / "a",
+    )  # fmt: skip
+
+
+def test_every_command_on_a_run_ends_with_the_next_one(commands, head_run, tmp_path, monkeypatch):
+    (tmp_path / "votes.csv").write_text("id,a,b\n1,yes,no\n2,yes,yes\n3,no,no\n4,no,no\n")
+    run = tmp_path / "run"
+    shutil.copytree(head_run.path, run)
+    wanted = {
+        ("measure", run): "certify",
+        ("certify", run, "--draws", "16", "--diagnostic"): "report",
+        ("check", run, "--sample", "3"): "certify",
+        ("noise", run): "report",
+        ("predict", run, "--data", "digits", "--out", tmp_path / "p.csv"): "export",
+        ("report", run): "measure",
+        ("export", run, tmp_path / "exported"): "report",
+        ("methods",): "demo",
+        ("finetune", "--data", "digits", "--dry-run"): "finetune",
+        ("label", "--votes", tmp_path / "votes.csv", "--out", tmp_path / "l.csv"): "label",
+    }
+    for words, following in wanted.items():
+        monkeypatch.setattr(sys, "argv", ["hesstune", *map(str, words)])
+        *_, last = inside(*words).stdout.splitlines()
+        mark, _, line = last.partition("Next: ")
+        assert mark in ("", "# "), words
+        assert shlex.split(line)[:2] == ["hesstune", following]
+        if following == "certify":
+            commands["certify"].make_context("certify", shlex.split(line)[2:])
+    assert "Next" not in inside("methods", "--json").stdout
+    assert inside("report", run, "--quiet").stdout == ""
+
+
+def test_measure_prints_the_sum_in_words_and_the_table_with_more(head_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(head_run.path, run)
+    few = inside("measure", run).stdout
+    assert "Mean Hessian distance measure: " in few
+    assert "100% of the measure comes from 1 of " in few
+    more = inside("measure", run, "--more").stdout
+    assert "share" in more
+    assert len(more) > 2 * len(few)
+
+
 def test_label_writes_its_noise_matrix_by_that_name(voted, tmp_path):
     out, matrix = tmp_path / "labels.csv", tmp_path / "F.json"
     done = inside("label", "--votes", voted, "--out", out, "--noise-matrix", matrix, "--json")
@@ -141,7 +215,9 @@ def test_label_writes_its_noise_matrix_by_that_name(voted, tmp_path):
 
 def test_configuration_file_and_dry_run(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("method: robust\ninject-noise: pair:0.2\nbatch-size: 16\nradius: {head: 1.0}\n")
+    path.write_text(
+        "data: digits\nmethod: robust\ninject-noise: pair:0.2\nbatch-size: 16\nradius: {head: 1.0}\n"
+    )
     command = ["finetune", "--config", path, "--batch-size", "8", "--dry-run"]
     resolved = yaml.safe_load(inside(*command).stdout)
     expected = {"batch_size": 8, "inject_noise": "pair:0.2", "noise_matrix": "true", "radius": {"head": 1.0}}
@@ -154,19 +230,19 @@ def test_configuration_file_and_dry_run(tmp_path):
         path.write_text(text)
         assert message in refused(*command)
     path.write_text("batch-size: x\n")
-    assert "got 'x'" in refused("compare", "--config", path, "--methods", "all", "--out", tmp_path / "a")
+    assert "got 'x'" in refused("compare", "--config", path, "--data", "digits", "--out", tmp_path / "a")
 
 
 def test_a_comparison_takes_its_own_options_from_a_file_and_its_first_seed(tmp_path):
     path = tmp_path / "cmp.yaml"
-    path.write_text("methods: [vanilla]\nseeds: 2\nstability: true\ntrain: head\nlimit: 40\n")
+    path.write_text("methods: [vanilla]\nseeds: 2\nstability: true\ndata: digits\nlimit: 40\n")
     command = ["compare", "--config", path, "--seed", "5", "--dry-run"]
     expected = ["digits, vanilla, seed 5", "digits, vanilla, seed 6", "2 cells"]
-    assert inside(*command).stdout.splitlines() == expected
+    assert inside(*command).stdout.splitlines()[:-1] == expected
     path.write_text("methods: [vanilla]\nseeds: [3, 8]\n")
     assert "--seed" in refused(*command)
     noise = ["--inject-noise", "symmetric:0.{seed}", "--methods", "vanilla", "--seeds", "2", "--seed", "1"]
-    assert inside("compare", "--data", "digits", *noise, "--dry-run").stdout.splitlines()[-1] == "2 cells"
+    assert inside("compare", "--data", "digits", *noise, "--dry-run").stdout.splitlines()[-2] == "2 cells"
 
 
 def test_a_comparison_of_which_every_cell_fails_is_an_error(tmp_path):

@@ -37,6 +37,19 @@ def test_a_dry_run_reads_the_data_and_writes_nothing(reviews, tmp_path, monkeypa
         assert yaml.safe_load("\n".join(lines[:-1]))["text_column"] == "review"
 
 
+def test_texts_have_a_default_model_with_its_own_learning_rate(reviews):
+    def resolved(*more):
+        found = yaml.safe_load(inside("finetune", "--data", reviews, *COLUMNS, *more, "--dry-run"))
+        return found["model"], found["lr"]
+
+    assert resolved() == ("minilm", 5e-5)
+    assert resolved("--train", "head") == ("minilm", 1e-2)
+    assert resolved("--lr", "1e-3") == ("minilm", 1e-3)
+    assert resolved("--model", "efficientnet_lite0") == ("efficientnet_lite0", 1e-4)
+    plan = inside("compare", "--data", reviews, *COLUMNS, "--methods", "vanilla", "--seeds", "1", "--dry-run")
+    assert "1 cells" in plan
+
+
 def test_confidences_need_soft_labels(reviews):
     command = ["finetune", "--data", reviews, *COLUMNS, "--confidence-column", "x", "--dry-run"]
     assert "--soft-labels" in refused(*command)

@@ -97,13 +97,6 @@ def check_sorting(page, column=3):
     assert table.locator("thead th").nth(column - 1).get_attribute("aria-sort") == "ascending"
 
 
-@pytest.mark.parametrize(("required", "ends"), [("1", pytest.fail), ("", pytest.skip)])
-def test_a_browser_that_is_required_is_never_skipped(monkeypatch, required, ends):
-    monkeypatch.setenv("HESSTUNE_REQUIRE_BROWSER", required)
-    with pytest.raises(ends.Exception, match="Chromium is not installed"):
-        absent("Chromium is not installed")
-
-
 @pytest.mark.parametrize(
     ("scheme", "width", "column"), [("light", 1000, 7), ("dark", 400, 7), ("dark", 1000, 2)]
 )

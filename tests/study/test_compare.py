@@ -18,7 +18,6 @@ from hesstune.noise.matrix import NoiseMatrix
 from hesstune.reference import Reference
 from hesstune.runs.config import make_config
 from hesstune.runs.loading import run_task
-from hesstune.runs.records import Epoch
 from hesstune.runs.run import Run
 from hesstune.study import cell as cells
 from hesstune.study.compare import PLAN, compare, plan_of
@@ -309,19 +308,6 @@ def test_a_failed_trial_is_kept_and_a_search_without_any_other_fails(searched, t
         cells.search_cell(config, 1, tmp_path / "t")
 
 
-@pytest.mark.parametrize("kept", [0, 1, 3])
-def test_the_validation_loss_is_of_the_epoch_kept(few, monkeypatch, kept):
-    from hesstune.runs.read_records import Records
-
-    losses = [0.6, 0.5126, 0.5026, 0.55]
-    run = ht.finetune(few, method="vanilla", select="best")
-    epochs = [Epoch(epoch=e, train_loss=1.0, train_accuracy=0.5, val_loss=v) for e, v in enumerate(losses)]
-    outcome = run.outcome.model_copy(update={"kept_epoch": kept})
-    monkeypatch.setattr(Records, "epochs", epochs)
-    monkeypatch.setattr(Records, "outcome", outcome)
-    assert cells.run_validation_loss(run) == losses[kept]
-
-
 @pytest.mark.parametrize(
     ("method", "select"),
     [("vanilla", "best"), ("vanilla", "last"), ("auto", "best"), ("auto", "last"), ("wise_ft", "last")],
@@ -345,4 +331,3 @@ def test_the_epoch_kept_has_the_loss_of_the_weights(tiny, method, select):
         assert kept.val_loss == pytest.approx(seen["loss"], rel=1e-6)
     if select == "last" and method != "auto":
         assert kept.epoch == 2
-    assert cells.run_validation_loss(found) == kept.val_loss

@@ -43,8 +43,6 @@ def test_the_demo_prints_what_its_runs_hold_beside_an_earlier_one(small, tmp_pat
         labels, true = run.task().train.labels, run.task().train.true
         assert found["wrong"] == np.count_nonzero(labels != true)
     assert [row["name"] for row in record["runs"]] == ["plain, stopped", "auto"]
-    following = re.search(r"^Next: hesstune (.*)$", out, flags=re.M)[1]
-    inside(*following.split())
 
 
 def test_quiet_prints_the_json_alone(small, tmp_path, monkeypatch):

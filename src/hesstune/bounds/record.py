@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, model_validator
 from torch import nn
@@ -18,10 +18,14 @@ from hesstune.bounds.noisy import check_bound, check_floor, errors_in, tail_boun
 from hesstune.bounds.prior import Sigma
 from hesstune.bounds.sample import Sample
 from hesstune.checks import one_of, unit_interval
+from hesstune.display import as_html
 from hesstune.errors import ConfigError, RefutedNoiseError
 from hesstune.reference import Reference
 from hesstune.storage.files import read_text, write_json
 from hesstune.storage.stored import Stored, checked_record
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _HELD_OUT = ("errors", "n", "error", "bound", "delta")
 # What `at` needs: all but the parameters and the texts. A file must have all but the last two.
@@ -288,6 +292,22 @@ class Certificate(Stored):
 
     def __str__(self) -> str:
         return self.summary()
+
+    def to_frame(self) -> DataFrame:
+        """Return a pandas DataFrame of one row; `pandas.concat` puts several certificates together.
+
+        Columns: kind (certificate or diagnostic), vacuous, bound, risk, empirical, empirical_bound, kl, n,
+        delta, draws, loss and noise, as the attributes are.
+        """
+        from pandas import DataFrame
+
+        names = ("kind", "vacuous", "bound", "risk", "empirical", "empirical_bound", "kl", "n", "delta")
+        found = self.to_dict()
+        return DataFrame([{name: found[name] for name in (*names, "draws", "loss", "noise")}])
+
+    def _repr_html_(self) -> str:
+        title, *sentences = self.summary().splitlines()
+        return as_html(title, sentences, self.to_frame())
 
 
 def dependence_text(test: Mapping[str, float]) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hesstune.checks import expanded
-from hesstune.cli.options import DRY_RUN, FIRST, JSON, LAST, QUIET, replacing, with_options
-from hesstune.cli.render import Output, name_table, percent
+from hesstune.cli.options import DRY_RUN, column_words, needed_data, replacing, with_options
+from hesstune.cli.render import Output, command_line, name_table, percent, say_data, without_dry_run
 from hesstune.errors import ConfigError
 from hesstune.labeling.options import CleanOptions, FeatureOptions, LabelOptions
 
@@ -18,61 +18,51 @@ if TYPE_CHECKING:
 
     from hesstune.labeling.clean import LabelIssues
     from hesstune.labeling.label_data import Labelling
+    from hesstune.labeling.sources import Target
 
 # Rows of the tables.
 ERRORS_SHOWN, ANNOTATORS_SHOWN = 10, 40
-LABELS_OUT = Annotated[
-    Path, typer.Option("--out", metavar="FILE", help="CSV file of labels to write", rich_help_panel=FIRST)
-]
+LABELS_OUT = Annotated[Path, typer.Option("--out", metavar="FILE", help="CSV file of labels to write")]
 
 
-@with_options()
-def clean(  # noqa: PLR0913
+@with_options(
+    "data", "out", "page", "model", "label_column", "text_column", "id_column", "write", "checked_labels",
+    "apply",
+)  # fmt: skip
+def clean(
     out: LABELS_OUT,
     options: CleanOptions,
+    output: Output,
     page: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="HTML page to review suspected label errors; to write", rich_help_panel=FIRST
-        ),
+        typer.Option(metavar="FILE", help="HTML page to review suspected label errors; to write"),
     ] = None,
     apply: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help="apply decisions, from the page or an export of Label Studio, and write the corrected data",
-            rich_help_panel=FIRST,
         ),
     ] = None,
     label_studio: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.json",
-            help="tasks of suspected label errors for Label Studio, to write",
-            rich_help_panel=LAST,
-        ),
+        typer.Option(metavar="FILE.json", help="tasks of suspected label errors for Label Studio, to write"),
     ] = None,
     dry_run: DRY_RUN = False,
     overwrite: Annotated[bool, replacing("the files")] = False,
-    json: JSON = False,
-    quiet: QUIET = False,
 ) -> None:
-    """Find labels that are probably wrong, on features of a pretrained network; nothing is trained."""
+    """Find labels that are probably wrong, on features of a pretrained network."""
     from hesstune.labeling.review import check_outputs, config_path
 
-    if options.data is None:
-        raise ConfigError("give --data, the labelled examples, such as --data folder:photos")
-    output = Output(quiet, json)
+    data = needed_data(options.data)
     if dry_run:
         from hesstune.data.describe import describe
         from hesstune.labeling.options import how_read
 
-        if (facts := describe(options.data, how_read(options))) is not None:
-            output.say(*facts.lines())
-        output.record({"data": facts and facts.to_dict()})
+        say_data(output, describe(data, how_read(options)))
         return
     tasks = [label_studio, config_path(label_studio)] if label_studio else []
-    inputs = [options.data.partition(":")[2] or options.data, options.checked_labels, apply]
+    inputs = [data.partition(":")[2] or data, options.checked_labels, apply]
     check_outputs(
         [out, *([page] if page else []), *tasks], [expanded(path) for path in inputs if path], overwrite
     )
@@ -83,16 +73,7 @@ def clean(  # noqa: PLR0913
 
     found = find_issues(options)
     made = found.save(out, options.write, overwrite)
-    is_of_vectors = found.target is not None and found.target.vectors is not None  # no csv: data
-    output.say(issues_table(found), "")
-    wrong, suspected = int(found.wrong.sum()), int(found.suspected.sum())
-    low, high = found.rate_interval
-    output.say(
-        f"{wrong} of {len(found)} labels are probably wrong, {suspected} are suspected errors. "
-        f"Estimate for all: {found.count_text}; noise rate {found.rate:.3g}, 90 % interval {low:.3g} to "
-        f"{high:.3g} ({found.chosen}; no guarantee)."
-    )
-    output.say(*(f"  {note}" for note in found.notes))
+    output.say(issues_table(found), "", found.summary(), *(f"  {note}" for note in found.notes))
     if page is not None:
         from hesstune.report.clean_page import write_clean_page
 
@@ -106,9 +87,16 @@ def clean(  # noqa: PLR0913
     output.say(
         f"Written: {made} labels to {out}, the most probable errors first; to review, fill in clean_label "
         "and give the file to --checked-labels",
-        *([] if is_of_vectors else [f"Next: hesstune finetune --data csv:{out} --out runs/cleaned"]),
     )
-    output.record({"path": str(out), "written": made, **found.to_dict()})
+    record = {"path": str(out), "written": made, **found.to_dict()}
+    output.end(record, _training(options, found.target, out, "runs/cleaned"))
+
+
+def _training(options: CleanOptions, target: Target | None, out: Path, folder: str) -> str:
+    """Return the command that trains on labels, or on the data itself if a table cannot hold it."""
+    if target is None or target.is_in_table:
+        return command_line("finetune", "--data", f"csv:{out}", "--out", folder)
+    return command_line("finetune", "--data", options.data, *column_words(options), "--out", folder)
 
 
 def _apply(
@@ -124,21 +112,18 @@ def _apply(
     if idle:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(idle))
         raise ConfigError(f"--apply only applies decisions, so {named} would have no effect; leave it out")
-    assert options.data is not None
-    reviewed = apply_decisions(read_target(options.data, LABEL_COLUMNS), decisions)
+    reviewed = apply_decisions(read_target(needed_data(options.data), LABEL_COLUMNS), decisions)
     made = reviewed.save(out, overwrite=True)  # that it may be replaced is checked
     counts = reviewed.counts
     output.say(
         f"Labels kept: {counts['kept']}, changed: {counts['changed']}, removed with their examples: "
         f"{counts['removed']}, undecided (as given): {counts['undecided']}; decisions on examples not found: "
-        f"{counts['not_found']}."
-    )
-    output.say(
+        f"{counts['not_found']}.",
         *(f"  {note}" for note in reviewed.notes),
         f"Written: {made} labels to {out}",
-        f"Next: hesstune finetune --data csv:{out} --out runs/reviewed",
     )
-    output.record({"path": str(out), "written": made, **reviewed.to_dict()})
+    record = {"path": str(out), "written": made, **reviewed.to_dict()}
+    output.end(record, _training(options, reviewed.target, out, "runs/reviewed"))
 
 
 def issues_table(found: LabelIssues) -> Table:
@@ -150,32 +135,29 @@ def issues_table(found: LabelIssues) -> Table:
     return table
 
 
-@with_options()
+@with_options(
+    "target", "votes", "functions", "labelers", "out", "label_model", "text_column", "label_column",
+    "checked_labels", "noise_matrix",
+)  # fmt: skip
 def label(
     out: LABELS_OUT,
     options: LabelOptions,
+    output: Output,
     noise_matrix: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="noise matrix to write; default: beside --out, NAME.noise.json",
-            rich_help_panel=FIRST,
-        ),
+        typer.Option(metavar="FILE", help="noise matrix to write; default: beside --out, NAME.noise.json"),
     ] = None,
     dry_run: DRY_RUN = False,
     overwrite: Annotated[bool, replacing("the files")] = False,
-    json: JSON = False,
-    quiet: QUIET = False,
 ) -> None:
-    """Make labels from annotators, labeling functions or votes, and estimate their noise."""
+    """Make labels from annotators, labeling functions or votes; estimate their noise."""
     from hesstune.labeling.label_data import check_free, describe_votes, label_data, noise_path
     from hesstune.noise.latent.two_views import count_text
 
-    output = Output(quiet, json)
     if dry_run:
         lines, facts = describe_votes(options)
         output.say(*lines)
-        output.record({"data": facts})
+        output.end({"data": facts}, without_dry_run())
         return
     beside = noise_matrix or noise_path(out)
     check_free(out, beside, overwrite)  # before anything is trained
@@ -190,16 +172,17 @@ def label(
         "annotators err together.",
         f"Noise matrix: condition number {found.noise.condition:.3g} ({found.noise.method}; estimated, no "
         "guarantee)",
-    )
-    output.say(
         *(f"  {note}" for note in found.notes),
         f"Written: {record['labelled']} labels to {out}, their noise matrix to {beside}",
-        # A guess would be corrected for as if it were known; the method auto estimates the noise itself.
-        f"Next: hesstune finetune --data csv:{out}"
-        + ("" if found.noise.details.get("is_guess") else f" --noise-matrix {beside}")
-        + " --out runs/weak",
     )
-    output.record({"path": str(out), "noise_path": str(beside), **record})
+    # A guess would be corrected for as if it were known; the method auto estimates the noise itself.
+    matrix = [] if found.noise.details.get("is_guess") else ["--noise-matrix", beside]
+    following = command_line("finetune", "--data", f"csv:{out}", *matrix, "--out", "runs/weak")
+    if not found.target.is_in_table:
+        source = ["--votes", options.votes] if options.votes else []
+        again = command_line("label", *source, "--target", "DATA", "--out", out, "--overwrite")
+        following = f"{again}, with DATA a table of the texts or images that have these ids"
+    output.end({"path": str(out), "noise_path": str(beside), **record}, following)
 
 
 def annotator_table(found: Labelling) -> Table:

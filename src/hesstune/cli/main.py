@@ -18,6 +18,8 @@ from hesstune.options import SYNONYMS
 from hesstune.runtime.signals import ENDING
 
 INTERRUPTED = 130
+# As wide as a terminal of 100 columns, so that the most used options fit its first screen.
+WIDTH = {"max_content_width": 100}
 
 app = typer.Typer(
     name="hesstune",
@@ -25,25 +27,26 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings=WIDTH,
 )
+# In the order of a user's work.
 COMMANDS = (
     training_commands.demo,
-    training_commands.finetune,
-    training_commands.methods,
     label_commands.clean,
     label_commands.label,
+    training_commands.finetune,
+    run_commands.predict,
     run_commands.measure,
     run_commands.certify,
     run_commands.check,
-    run_commands.predict,
+    training_commands.compare,
     run_commands.report,
     run_commands.export,
-    training_commands.compare,
     run_commands.noise,
+    training_commands.methods,
 )
 for command in COMMANDS:
-    # As wide as a terminal of 100 columns, so that the most used options fit its first screen.
-    app.command(command.__name__, cls=GroupedCommand, context_settings={"max_content_width": 100})(command)
+    app.command(command.__name__, cls=GroupedCommand, context_settings=WIDTH)(command)
 
 
 def _version(value: bool) -> None:

@@ -10,21 +10,18 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
-from hesstune.options import (
-    OFF_COMMAND_LINE,
-    Options,
-    kinds_of,
-    make_options,
-    names_written,
-    shown_of,
-)
+from hesstune.cli.render import Output
+from hesstune.data.formats import WITH_PATH
+from hesstune.data.reading import ROLES
+from hesstune.errors import ConfigError
+from hesstune.options import OFF_COMMAND_LINE, Options, kinds_of, make_options, names_written, shown_of
 
 # How users of the command line write an option.
 STYLE = "--{}"
 FIRST, LAST = "Most used", "Output"
 HELP_ALL = "--help-all"
 # A help of more options than this shows the most used ones alone.
-MOST_SHOWN = 14
+MOST_SHOWN = 16
 RUN = Annotated[Path, typer.Argument(metavar="RUN", help="the run folder")]
 CONFIG = Annotated[
     Path | None,
@@ -38,18 +35,16 @@ DRY_RUN = Annotated[
         rich_help_panel="Run",
     ),
 ]
-JSON = Annotated[
-    bool, typer.Option("--json", help="print one JSON object as the last line", rich_help_panel=LAST)
-]
-QUIET = Annotated[
-    bool,
-    typer.Option("--quiet", help="print nothing but errors (and --json's object)", rich_help_panel=LAST),
-]
+# Of every command.
+COMMON = {
+    "json": typer.Option("--json", help="print one JSON object as the last line"),
+    "quiet": typer.Option("--quiet", help="print nothing but errors (and --json's object)"),
+}
 
 
 def replacing(what: str) -> Any:
     """Return the option `--overwrite`, of a command that writes `what`."""
-    return typer.Option("--overwrite", help=f"replace {what}", rich_help_panel=LAST)
+    return typer.Option("--overwrite", help=f"replace {what}")
 
 
 class GroupedCommand(TyperCommand):
@@ -66,12 +61,14 @@ class GroupedCommand(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section for each heading."""
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], FIRST: []}
-        for parameter in self.get_params(ctx):
+        first: tuple[str, ...] = getattr(self.callback, "first", ())
+        rank = {name: at for at, name in enumerate(first)}
+        for parameter in sorted(self.get_params(ctx), key=lambda p: rank.get(p.name, len(first))):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                is_argument = parameter.param_type_name == "argument"
-                heading = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or LAST
-                sections.setdefault(heading, []).append(record)
+                heading = getattr(parameter, "rich_help_panel", None) or LAST
+                heading = "Arguments" if parameter.param_type_name == "argument" else heading
+                sections.setdefault(FIRST if parameter.name in first else heading, []).append(record)
         hidden = 0
         if sections[FIRST] and sum(map(len, sections.values())) > MOST_SHOWN and not ctx.meta.get(HELP_ALL):
             others = [heading for heading in sections if heading not in ("Arguments", FIRST)]
@@ -85,40 +82,49 @@ class GroupedCommand(TyperCommand):
             formatter.write_text(f"{hidden} more options: {ctx.command_path} {HELP_ALL}")
 
 
-def with_options(*, hidden: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of the models in its signature.
+def with_options(
+    *first: str, hidden: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of the models in its signature, and `--json` and `--quiet`.
 
     A parameter of type `Model` receives the checked options; one of type `Annotated[dict[str, Any], Model]`
-    receives the options that were given, by name, unchecked.
+    receives the options that were given, by name, unchecked. The parameter `output` receives where to write.
 
     Args:
+        first: The options that most people need, in the order of the help.
         hidden: Options that the help leaves out.
     """
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
-        parameters = list(inspect.signature(command, eval_str=True).parameters.values())
-        models = {p.name: kind for p in parameters if (kind := _model_of(p.annotation))}
-        checked = {p.name for p in parameters if p.annotation is models.get(p.name)}
-        # The most used options of all models come first.
-        names = [(kind, name) for kind in models.values() for name in kind.first]
-        names += [(kind, n) for kind in models.values() for n in kind.model_fields if n not in kind.first]
+        parameters = inspect.signature(command, eval_str=True).parameters
+        models = {name: kind for name, p in parameters.items() if (kind := _model_of(p.annotation))}
+        checked = {name for name, kind in models.items() if parameters[name].annotation is kind}
         shown = [
             _parameter(kind, name, name in hidden)
-            for kind, name in names
-            if OFF_COMMAND_LINE not in shown_of(kind.model_fields[name])
+            for kind in models.values()
+            for name, field in kind.model_fields.items()
+            if OFF_COMMAND_LINE not in shown_of(field)
         ]
-        shown += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters if p.name not in models]
+        own = [p for name, p in parameters.items() if name not in (*models, "output")]
+        shown += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        shown += [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option]
+            )
+            for name, option in COMMON.items()
+        ]
 
-        def wrapper(**given: Any) -> None:
+        def wrapper(*, json: bool, quiet: bool, **given: Any) -> None:
             for at, kind in models.items():
                 values = {name: given.pop(name) for name in kind.model_fields if name in given}
                 values = {name: v for name, v in values.items() if v not in (None, [])}
                 given[at] = make_options(kind, values, STYLE) if at in checked else values
-            command(**given)
+            command(output=Output(quiet, json), **given)
 
         wrapper.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {p.name: p.annotation for p in shown}
         wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+        wrapper.first = first  # type: ignore[attr-defined]
         return wrapper
 
     return decorated
@@ -143,12 +149,15 @@ def _parameter(model: type[Options], name: str, hidden: bool) -> inspect.Paramet
         flag = flag if name.startswith("no_") else f"{flag}/--no-{flag[2:]}"
     elif shown and shown[-1].repeated:
         kind = list[str] | None
+    text = names_written(field.description or "", style=STYLE)
+    if not (shown and shown[-1].says_default):
+        text += default(field.default)
     option = typer.Option(
         flag,
-        help=names_written(field.description or "", style=STYLE) + _default(field.default),
+        help=text,
         show_default=False,
         hidden=hidden,
-        rich_help_panel=FIRST if name in model.first else model.heading_of(name),
+        rich_help_panel=model.heading_of(name),
         **more,
     )
     return inspect.Parameter(
@@ -164,9 +173,26 @@ def _metavar(kinds: list[Any]) -> str:
     return "NUMBER" if kinds == [float] else "TEXT"
 
 
-def _default(value: Any) -> str:
+def default(value: Any) -> str:
+    """Return what a help says of a default; nothing of None, which the description explains."""
     if value in (None, ()):
         return ""
     if isinstance(value, bool):
         value = "yes" if value else "no"
-    return f" [default: {','.join(value) if isinstance(value, tuple) else value}]"
+    return f"; default: {','.join(value) if isinstance(value, tuple) else value}"
+
+
+def needed_data(data: str | None) -> str:
+    """Return the data, or raise ConfigError if none is given."""
+    if data is None:
+        forms = ", ".join(f"{name}:PATH" for name in WITH_PATH)
+        raise ConfigError(
+            f"give --data: a path such as photos/ or reviews.csv, or {forms}; hesstune demo needs no data"
+        )
+    return data
+
+
+def column_words(options: Any) -> list[str]:
+    """Return the words of the columns that options name."""
+    named = {f"--{role}-column": getattr(options, f"{role}_column", None) for role in ROLES}
+    return [word for flag, name in named.items() if name is not None for word in (flag, name)]

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 import textwrap
 import threading
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from hesstune.data.describe import DataFacts
     from hesstune.runs.run import Run
 
 
@@ -69,11 +71,41 @@ class Output:
                 else:  # names give way if a table is too wide, so it is not soft
                     console.print(shown, soft_wrap=False)
 
-    def record(self, record: dict[str, Any]) -> None:
-        """Print the final record as the last line, if --json was given."""
+    def end(self, record: dict[str, Any], following: str, mark: str = "") -> None:
+        """End the output with the command to run next or, with --json, the record.
+
+        Args:
+            record: The final record, JSON-ready.
+            following: The next command, such as `command_line` makes it.
+            mark: What its line begins with.
+        """
         if self.as_json:
             sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
             sys.stdout.flush()
+        else:
+            self.say(f"{mark}Next: {following}")
+
+    @contextlib.contextmanager
+    def progress(self, title: str) -> Iterator[Callable[[int, int, str], None] | None]:
+        """Show a progress bar on standard error, if it is a terminal; else yield None."""
+        with progress_bars(self.quiet) as bars:
+            yield bars(title) if bars else None
+
+
+def command_line(*words: object) -> str:
+    """Return a command of hesstune that a shell reads."""
+    return shlex.join(["hesstune", *map(str, words)])
+
+
+def without_dry_run() -> str:
+    """Return the command that was given, without --dry-run."""
+    return command_line(*(word for word in sys.argv[1:] if word != "--dry-run"))
+
+
+def say_data(output: Output, facts: DataFacts | None) -> None:
+    """End a dry run with what the data holds."""
+    output.say(*(facts.lines() if facts else ()))
+    output.end({"data": facts and facts.to_dict()}, without_dry_run())
 
 
 def _needed(table: Table) -> int:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hesstune.cli.options import DRY_RUN, FIRST, JSON, LAST, QUIET, RUN, replacing, with_options
-from hesstune.cli.render import Output, name_table, progress_bars
+from hesstune.cli.options import DRY_RUN, RUN, replacing, with_options
+from hesstune.cli.render import Output, command_line, name_table, say_data
 from hesstune.curvature.declared import FORECAST, FORMS, FormNames
 from hesstune.errors import ConfigError, RunError
 from hesstune.runs.options import (
@@ -31,49 +31,37 @@ if TYPE_CHECKING:
     from hesstune.report.layers import Block
     from hesstune.runs.records import CostOfError, LayerMeasure, MatrixFacts, NoiseCheck
 
-# Layers shown below the blocks of a large network.
-LARGEST = 10
-# Eigenvalues that a line has room for.
-EIGENVALUES = 3
-STABLE = Annotated[
-    bool,
-    typer.Option(
-        "--stability",
-        help="also the rise of the loss under Gaussian noise on the weights",
-        rich_help_panel=SampleOptions.heading,
-    ),
-]
-ALL_LAYERS = Annotated[
-    bool,
-    typer.Option(
-        "--all-layers",
-        help="of large networks, every layer's line below the blocks', not the ten largest alone",
-        rich_help_panel=LAST,
-    ),
-]
+# Layers and eigenvalues that a table of the spectrum has room for.
+LARGEST, EIGENVALUES = 10, 3
 
 
-@with_options()
+@with_options(
+    "part", "max_examples", "layers", "more", "stability", "method", "trace", "spectrum", "device", "seed"
+)
 def measure(
     run: RUN,
     options: MeasureOptions,
-    stability: STABLE = False,
-    all_layers: ALL_LAYERS = False,
-    json: JSON = False,
-    quiet: QUIET = False,
+    output: Output,
+    stability: Annotated[
+        bool,
+        typer.Option("--stability", help="also the rise of the loss under Gaussian noise on the weights"),
+    ] = False,
+    more: Annotated[
+        bool, typer.Option("--more", help="print the table of all layers, both measures, and the evidence")
+    ] = False,
 ) -> None:
-    """Compute the Hessian distance measure of a run: which layers moved far along sharp directions."""
+    """Compute the Hessian distance measure: which layers moved far along sharp directions."""
     from hesstune.analysis.measure import measure_run, stability_of_run
+    from hesstune.curvature.result import CONSTRAINT_EVIDENCE
     from hesstune.report.layers import blocks_of, carriers, is_large, layer_shares
     from hesstune.runs.records import MEASURE, MEASURE_TENSORS, MeasureRecord
     from hesstune.runs.run import Run
     from hesstune.storage.stored import read_record
 
     loaded = Run.load(run)
-    output = Output(quiet, json)
-    with progress_bars(quiet) as bars:
+    with output.progress("measure") as shown:
         found = measure_run(
-            loaded, progress=bars("measure") if bars else None, on_forecast=output.say, **options.given()
+            loaded, progress=shown, on_forecast=output.say if more else None, **options.given()
         )
     alike = {name: v for name, v in options.given().items() if name in SampleOptions.model_fields}
     stable = stability_of_run(loaded, **alike) if stability else []
@@ -81,31 +69,37 @@ def measure(
     written = read_record(loaded.path / MEASURE, MeasureRecord)
     assert written is not None
     record["part"] = written.part
-    rows = layer_shares(written)
-    if large := is_large(rows):
-        output.say(block_table(blocks_of(rows)), "")
-    output.say(layer_table(rows, found.form, LARGEST if large and not all_layers else None), "")
+    rows, gap = layer_shares(written), loaded.outcome.gap
+    carried = carriers(rows, loaded.config.method if loaded.outcome.radii else None)
+    if more:
+        if is_large(rows):
+            output.say(block_table(blocks_of(rows)), "")
+        output.say(layer_table(rows, found.form), "")
+        carried = carried and f"{carried} {CONSTRAINT_EVIDENCE}."
     if options.spectrum:
-        output.say(spectrum_table(rows, found.form, LARGEST), "")
-    output.say(*summary(record, loaded.outcome.gap))
-    if sentence := carriers(rows, loaded.config.method if loaded.outcome.radii else None):
-        output.say(sentence)
+        output.say(spectrum_table(rows, found.form), "")
+    # The forecast is printed before the measurement.
+    notes = [note for note in record["notes"] if not note.startswith(FORECAST)]
+    if more:
+        output.say(*full_summary(record, gap, notes))
+    else:
+        usual = found.quantity_notes()
+        output.say(summary(record, gap), *(note for note in notes if note not in usual))
+    output.say(*([carried] if carried else []))
     if stable:
         output.say("", stability_table(stable))
         record["noise_stability"] = [row.to_dict() for row in stable]
     output.say(f"Written: {loaded.path / MEASURE}, {loaded.path / MEASURE_TENSORS}")
-    output.record({"path": str(loaded.path), "gap": loaded.outcome.gap, **record})
+    output.end({"path": str(loaded.path), "gap": gap, **record}, command_line("certify", run))
 
 
-def layer_table(
-    rows: Sequence[tuple[LayerMeasure, float]], form: FormNames, most: int | None = None
-) -> Table:
-    """Return the layers, largest share of the measure first; layers after the first `most` in one row."""
+def layer_table(rows: Sequence[tuple[LayerMeasure, float]], form: FormNames) -> Table:
+    """Return the layers, largest share of the measure first."""
     how = max([7, *(len(layer.how) for layer, _ in rows)])
     widths = {"share": 7, f"max {form.form}": 10, "mean ± s.e.": 15, "distance": 8, form.trace: 8, "how": how}
     table = name_table("layer", widths=widths)
     moved = [(layer, share) for layer, share in rows if layer.distance]
-    for layer, share in moved[:most]:
+    for layer, share in moved:
         error = layer.mean_stderr
         table.add_row(
             layer.name,
@@ -116,9 +110,6 @@ def layer_table(
             _figure(layer.trace_mean, ".3g"),
             layer.how,
         )
-    if others := moved[len(moved[:most]) :]:
-        share = sum(share for _, share in others)
-        table.add_row(f"{len(others)} more: --all-layers", f"{100 * share:.1f} %", "", "", "", "", "")
     if still := len(rows) - len(moved):
         table.add_row(f"{still} did not move", "0.0 %", "0", "-", "0.000", "-", "")
     return table
@@ -136,9 +127,9 @@ def block_table(blocks: Sequence[Block]) -> Table:
     return table
 
 
-def spectrum_table(rows: Sequence[tuple[LayerMeasure, float]], form: FormNames, most: int) -> Table:
+def spectrum_table(rows: Sequence[tuple[LayerMeasure, float]], form: FormNames) -> Table:
     """Return the first mean eigenvalues of the layers that have any, largest share first."""
-    known = [(layer.name, layer.spectrum) for layer, _ in rows if layer.spectrum is not None][:most]
+    known = [(layer.name, layer.spectrum) for layer, _ in rows if layer.spectrum is not None][:LARGEST]
     columns = min(EIGENVALUES, max((len(found.mean) for _, found in known), default=1))
     table = name_table(
         f"eigenvalues of {form.matrix}", widths={f"λ{at + 1} ± s.e.": 13 for at in range(columns)}
@@ -166,8 +157,21 @@ def stability_table(rows: list[Stability]) -> Table:
     return table
 
 
-def summary(record: dict[str, Any], gap: float | None) -> list[str]:
-    """Return the lines with the measure, the observed gap, and the evidence for the measure."""
+def summary(record: dict[str, Any], gap: float | None) -> str:
+    """Return what one person needs: the measure, its error and the observed gap."""
+    form, held_out, mean = FORMS[record["quantity"]], record["part"] == "val", record["mean_measure"]
+    if held_out and mean["value"] is not None:
+        text = f"Mean {form.measure}: {mean['value']:.3f}"
+        text += "" if mean["stderr"] is None else f" ± {mean['stderr']:.2g}"
+    else:
+        text = f"{form.measure}: {record['measure']['value']:.3f}"
+    text += f", on {record['examples']} {'held-out' if held_out else 'training'} examples. "
+    text += "" if gap is None else f"The observed generalization gap is {gap:.3f}. "
+    return f"{text}It is a measure, no guarantee."
+
+
+def full_summary(record: dict[str, Any], gap: float | None, notes: list[str]) -> list[str]:
+    """Return the lines with both measures, the observed gap, and the evidence for the measure."""
     from hesstune.curvature.result import HELD_OUT_EVIDENCE, TRAINING_EVIDENCE
 
     form = FORMS[record["quantity"]]
@@ -180,28 +184,28 @@ def summary(record: dict[str, Any], gap: float | None) -> list[str]:
     lines.append(f"{form.measure}, Σ √(C·max {form.form}/n): {value['value']:.3f}")
     if gap is not None:
         lines.append(f"Generalization gap observed: {gap:.3f} (cross-entropy, test minus training)")
-    # The forecast is printed before the measurement.
-    notes = [note for note in record["notes"] if not note.startswith(FORECAST)]
     evidence = HELD_OUT_EVIDENCE if held_out else TRAINING_EVIDENCE
     return [*lines, *notes, f"It is a measure, no guarantee. {evidence}."]
 
 
-@with_options()
-def certify(run: RUN, options: CertifyOptions, json: JSON = False, quiet: QUIET = False) -> None:
+@with_options(
+    "bound", "delta", "prior_fraction", "noise_is", "checked_labels", "clean_sample", "test_labels",
+    "no_groups", "diagnostic", "seed",
+)  # fmt: skip
+def certify(run: RUN, options: CertifyOptions, output: Output) -> None:
     """Bound the clean error of a run's network: a guarantee, with its assumptions."""
     from hesstune.analysis.certify import certify_run
     from hesstune.runs.records import CERTIFICATE
     from hesstune.runs.run import Run
 
     loaded = Run.load(run)
-    with progress_bars(quiet) as bars:
-        found = certify_run(loaded, progress=bars("certify") if bars else None, **options.given())
-    output = Output(quiet, json)
+    with output.progress("certify") as shown:
+        found = certify_run(loaded, progress=shown, **options.given())
     output.say(found.summary())
     if found.kl_terms:
         output.say("", kl_table(found))
     output.say(f"Written: {loaded.path / CERTIFICATE}")
-    output.record({"path": str(loaded.path), **found.to_dict()})
+    output.end({"path": str(loaded.path), **found.to_dict()}, command_line("report", run))
 
 
 def kl_table(found: Certificate, most: int = 8) -> Table:
@@ -218,35 +222,32 @@ def kl_table(found: Certificate, most: int = 8) -> Table:
     return table
 
 
-@with_options()
-def check(run: RUN, options: CheckOptions, json: JSON = False, quiet: QUIET = False) -> None:
-    """Draw examples at random for a person to label, and write the sheet for `certify --checked-labels`."""
+@with_options("sample", "prior_fraction", "seed", "text_column", "label_column", "id_column", "image_column")
+def check(run: RUN, options: CheckOptions, output: Output) -> None:
+    """Draw random examples for a person to label; write the sheet for certify."""
     from hesstune.analysis.certify import check_run
     from hesstune.runs.run import Run
 
     path = check_run(Run.load(run), **options.given())
-    output = Output(quiet, json)
-    output.say(
-        f"Written: {path}. Fill in true_label for every example, then run hesstune certify {run} "
-        f"--checked-labels {path}, with the same --prior-fraction and --seed."
-    )
-    output.record({"path": str(path)})
+    output.say(f"Written: {path}. Fill in true_label for every example, then certify.")
+    alike = {f"--{name.replace('_', '-')}": getattr(options, name) for name in ("prior_fraction", "seed")}
+    words = [word for flag, value in alike.items() if value for word in (flag, value)]
+    output.end({"path": str(path)}, command_line("certify", run, "--checked-labels", path, *words))
 
 
 @with_options()
-def noise(run: RUN, options: NoiseCheckOptions, json: JSON = False, quiet: QUIET = False) -> None:
-    """Check a run's noise matrix: estimates of it, the cost of an error, and its assumption."""
+def noise(run: RUN, options: NoiseCheckOptions, output: Output) -> None:
+    """Check a run's noise matrix: estimates of it, and the cost of an error."""
     from hesstune.analysis.noise import check_noise
     from hesstune.runs.records import NOISE_CHECK
     from hesstune.runs.run import Run
 
     loaded = Run.load(run)
     found = check_noise(loaded, **options.given())
-    output = Output(quiet, json)
     output.say(estimates_table(found), "", "Change of accuracy, in points, if F is wrong (by simulation):")
     output.say(cost_table(found), "")
     output.say(*found.statements, f"Written: {loaded.path / NOISE_CHECK}")
-    output.record({"path": str(loaded.path), **found.to_dict()})
+    output.end({"path": str(loaded.path), **found.to_dict()}, command_line("report", run))
 
 
 def estimates_table(found: NoiseCheck) -> Table:
@@ -293,19 +294,15 @@ def _points(row: CostOfError | None) -> str:
     return f"{-100 * row.accuracy_lost:+.1f}{error}"
 
 
-@with_options()
+@with_options("data", "out", "text_column", "image_column", "id_column", "label_column", "device")
 def predict(
     run: RUN,
-    data: Annotated[
-        str,
-        typer.Option(metavar="DATA", help="as for finetune; labels are not needed", rich_help_panel=FIRST),
-    ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="CSV file to write", rich_help_panel=FIRST)],
+    data: Annotated[str, typer.Option(metavar="DATA", help="as for finetune; labels are not needed")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="CSV file to write")],
     options: PredictOptions,
+    output: Output,
     dry_run: DRY_RUN = False,
     overwrite: Annotated[bool, replacing("the file in --out")] = False,
-    json: JSON = False,
-    quiet: QUIET = False,
 ) -> None:
     """Predict the classes of new data: ids, labels and probabilities as CSV."""
     from hesstune.analysis.predict import predict as run_predict
@@ -315,75 +312,82 @@ def predict(
         from hesstune.runs.loading import reading_of
         from hesstune.runs.run import Run
 
-        loaded, output = Run.load(run), Output(quiet, json)
-        if (facts := describe(data, reading_of(loaded.config, options), labelled=False)) is not None:
-            output.say(*facts.lines())
-        output.record({"data": facts and facts.to_dict()})
+        say_data(output, describe(data, reading_of(Run.load(run).config, options), labelled=False))
         return
     if out.exists() and not overwrite:
         raise RunError(f"{out} exists; choose another --out or give --overwrite")
     found = run_predict(run, data, **options.given())
     found.save(out, overwrite=overwrite)
     counts = Counter(found.predicted)
-    output = Output(quiet, json)
     output.say(
         f"{len(found.ids)} examples: " + ", ".join(f"{n} {name}" for name, n in counts.most_common(12))
     )
     if found.accuracy is not None and found.labels is not None:
         given = int((found.labels >= 0).sum())
         output.say(f"accuracy on the {given} labels given: {found.accuracy:.1%}")
-    output.say(*(f"Data: {note}." for note in found.notes))
-    output.say(*(f"left out: {example} ({reason})" for example, reason in found.skipped))
-    output.say(f"Predictions: {out}")
-    output.record(
-        {
-            "path": str(out),
-            "examples": len(found.ids),
-            "predicted": dict(counts),
-            "accuracy": found.accuracy,
-            "skipped": len(found.skipped),
-            "notes": found.notes,
-        }
+    output.say(
+        *(f"Data: {note}." for note in found.notes),
+        *(f"left out: {example} ({reason})" for example, reason in found.skipped),
+        f"Predictions: {out}",
     )
+    record = {
+        "path": str(out),
+        "examples": len(found.ids),
+        "predicted": dict(counts),
+        "accuracy": found.accuracy,
+        "skipped": len(found.skipped),
+        "notes": found.notes,
+    }
+    output.end(record, command_line("export", run, "exported"))
 
 
 @with_options()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN|STUDY", help="the folder of a run or a comparison")],
     options: ReportOptions,
-    json: JSON = False,
-    quiet: QUIET = False,
+    output: Output,
 ) -> None:
-    """Write one self-contained HTML page about a run or a comparison: report.html in its folder."""
+    """Write one self-contained HTML page, report.html, about a run or a comparison."""
     from hesstune.report.write import write_report, write_study
     from hesstune.runs.run import Run
     from hesstune.study.results import RESULTS
 
-    output = Output(quiet, json)
+    following = command_line("measure", run)
     if (run / RESULTS).is_file():
         page, note = write_study(run, options.baseline), None
+        following = best_method(run)
     elif options.baseline is not None:
         raise ConfigError("--baseline is for the report of a comparison, and this is none")
     else:
         page, note = write_report(Run.load(run), device=options.device)
-    if note:
-        output.say(note)
-    output.say(f"Report: {page}")
-    output.record({"path": str(page), "bytes": page.stat().st_size, "note": note})
+    output.say(*([note] if note else []), f"Report: {page}")
+    output.end({"path": str(page), "bytes": page.stat().st_size, "note": note}, following)
 
 
+def best_method(study: Path) -> str:
+    """Return the command that trains by the best method of a comparison, on its first task."""
+    from hesstune.study.results import method_rows, read_results
+
+    results = read_results(study)
+    _, rows = method_rows(results, None if len(results.tasks) > 1 else results.tasks[0])
+    method = rows[0][0] if rows else results.baseline
+    own = {**results.shared, **results.configs.get(results.tasks[0], {}).get(method, {})}
+    words = ["--data", own.get("data", "DATA"), "--method", own.get("method", method)]
+    return command_line("finetune", *words, "--out", f"runs/{method}")
+
+
+@with_options()
 def export(
     run: RUN,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder to write")],
+    output: Output,
     overwrite: Annotated[bool, replacing("an earlier export")] = False,
-    json: JSON = False,
-    quiet: QUIET = False,
 ) -> None:
-    """Write a run's network for others: save_pretrained for transformers, safetensors for other networks."""
+    """Write a run's network as a folder for transformers, or as safetensors."""
     from hesstune.analysis.export import export_run
     from hesstune.runs.run import Run
 
     how = export_run(Run.load(run), folder, overwrite=overwrite)
-    output = Output(quiet, json)
     output.say(f"Written: {folder}", f"Load it with: {how}")
-    output.record({"path": str(folder), "load": how, "files": sorted(p.name for p in folder.iterdir())})
+    record = {"path": str(folder), "load": how, "files": sorted(p.name for p in folder.iterdir())}
+    output.end(record, command_line("report", run))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,16 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hesstune.checks import parse_integer
-from hesstune.cli.options import CONFIG, DRY_RUN, JSON, QUIET, STYLE, replacing, with_options
+from hesstune.cli.options import CONFIG, DRY_RUN, STYLE, default, needed_data, replacing, with_options
 from hesstune.cli.render import (
     Interrupted,
     Output,
     ProgressFor,
+    command_line,
     name_table,
     percent,
-    progress_bars,
     progress_lines,
     results_table,
+    without_dry_run,
 )
 from hesstune.errors import ConfigError, RunError
 from hesstune.options import make_options
@@ -35,10 +35,15 @@ if TYPE_CHECKING:
     from hesstune.study.demo import FoundErrors, Plan
     from hesstune.study.options import StudyResults
 
+DEMO = Path("runs/demo")
 
-@with_options()
+
+@with_options(
+    "data", "model", "method", "noise_matrix", "out", "epochs", "train", "lr", "label_column", "seed"
+)
 def finetune(
     options: FinetuneConfig,
+    output: Output,
     config: CONFIG = None,
     resume: Annotated[
         bool,
@@ -46,8 +51,6 @@ def finetune(
     ] = False,
     dry_run: DRY_RUN = False,
     overwrite: Annotated[bool, replacing("the run in --out")] = False,
-    json: JSON = False,
-    quiet: QUIET = False,
 ) -> None:
     """Fine-tune a pretrained network on noisily labelled data, into a run folder."""
     values: dict[str, Any] = {}
@@ -59,44 +62,53 @@ def finetune(
             raise ConfigError(f"{config}: {error}") from None
     elif resume and options.out and (stored := Path(options.out) / records.CONFIG).is_file():
         values = read_config(stored).to_dict()
-    resolved = make_config(values | options.given()).resolved()
-    if dry_run:
-        import yaml
-
-        from hesstune.data.describe import describe
-        from hesstune.runs.loading import reading_of
-
-        output = Output(quiet, json)
-        facts = describe(resolved.data, reading_of(resolved))
-        if resolved.train not in ("all", "head"):
-            output.say(
-                f"# If --train {resolved.train} names the parameters of the head alone in this network, "
-                "defaults are those of --train head."
-            )
-        # Comments, so that what is printed is a file for --config.
-        output.say(*(f"# {' '.join(line.split())}" for line in (facts.lines() if facts else ())))
-        output.say(yaml.safe_dump(resolved.to_dict(), sort_keys=False, allow_unicode=True).rstrip("\n"))
-        output.record({"config": resolved.to_dict(), "data": facts and facts.to_dict()})
-        return
-    if resolved.out is None:
+    values |= options.given()
+    resolved = make_config(values).resolved()
+    if not dry_run and resolved.out is None:
         raise ConfigError("give --out, the folder for the run, such as --out runs/a")
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite contradict each other; give one of them")
+    needed_data(values.get("data"))
+    if dry_run:
+        _say_plan(resolved, output)
+        return
     from hesstune.training.finetune import finetune as run_finetune
 
-    output = Output(quiet, json)
+    assert resolved.out is not None
     try:
-        with progress_bars(quiet) as bars:
-            shown = bars(resolved.method) if bars else None
+        with output.progress(resolved.method) as shown:
             run = run_finetune(resolved, overwrite=overwrite, resume=resume, progress=shown)
     except KeyboardInterrupt:
         if not (Path(resolved.out) / records.CONFIG).is_file():
             raise Interrupted("interrupted before the run began; give the same command again") from None
-        command = f"hesstune finetune --out {shlex.quote(resolved.out)} --resume"
+        command = command_line("finetune", "--out", resolved.out, "--resume")
         raise Interrupted(f"interrupted; continue with: {command}") from None
     output.say(results_table({resolved.method: run}), "")
     output.say(*_fact_lines(run.facts), f"Run: {run.path}")
-    output.record({"path": str(run.path), **run.record})
+    output.end({"path": str(run.path), **run.record}, command_line("report", run.path))
+
+
+def _say_plan(config: FinetuneConfig, output: Output) -> None:
+    """End a dry run with what the data holds, and the options as a file for --config."""
+    import yaml
+
+    from hesstune.data.describe import describe
+    from hesstune.runs.loading import reading_of
+
+    facts, notes = describe(config.data, reading_of(config)), list[str]()
+    if facts is not None and facts.kind == "text":
+        config, notes = config.on_texts()
+    if config.train not in ("all", "head"):
+        notes.append(
+            f"If --train {config.train} names the parameters of the head alone in this network, defaults are "
+            "those of --train head."
+        )
+    # Comments, so that what is printed is a file for --config.
+    lines = [*notes, *(facts.lines() if facts else ())]
+    output.say(*(f"# {' '.join(line.split())}" for line in lines))
+    output.say(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True).rstrip("\n"))
+    record = {"config": config.to_dict(), "data": facts and facts.to_dict()}
+    output.end(record, without_dry_run(), mark="# ")
 
 
 def _fact_lines(facts: records.RunRecord) -> Iterator[str]:
@@ -119,55 +131,39 @@ def _fact_lines(facts: records.RunRecord) -> Iterator[str]:
     yield from (f"Note: {note}." for note in facts.notes)
 
 
-@with_options(hidden=("method",))
+@with_options(
+    "data", "methods", "seeds", "model", "noise_matrix", "out", "epochs", "train", "lr", "label_column",
+    hidden=("method",),
+)  # fmt: skip
 def compare(
     study: CompareOptions,
     options: Annotated[dict[str, Any], FinetuneConfig],
+    output: Output,
     config: CONFIG = None,
     dry_run: DRY_RUN = False,
     overwrite: Annotated[
         bool, replacing("the comparison in --out: start over; else it is continued")
     ] = False,
-    json: JSON = False,
-    quiet: QUIET = False,
 ) -> None:
-    """Compare fine-tuning methods: the same budget, split and selection, several seeds, one table."""
+    """Compare fine-tuning methods: same budget, split and selection, several seeds."""
     folder = options.pop("out", None)
     if "method" in options:
         raise ConfigError("--method is for one run; a comparison takes --methods NAME,NAME,…")
     values = _comparison_values(config, options, study)
-    output = Output(quiet, json)
+    if not values.get("tasks"):
+        needed_data(values.get("data"))
     if dry_run:
-        from hesstune.data.describe import describe
-        from hesstune.runs.loading import reading_of
-        from hesstune.study.compare import plan_of
-
-        plan, _ = plan_of(values)
-        read = {(cell.config.data, reading_of(cell.config)): None for cell in plan.cells}
-        facts = [said for data, how in read if (said := describe(data, how)) is not None]
-        lines = dict.fromkeys(line for said in facts for line in said.lines())
-        output.say(*lines)
-        output.say(*(f"{cell.task}, {cell.method}, seed {cell.seed}" for cell in plan.cells))
-        output.say(f"{len(plan.cells)} cells")
-        cells = [[c.task, c.method, c.seed] for c in plan.cells]
-        record = {"cells": cells, "left_out": plan.left_out}
-        output.record({**record, "data": [said.to_dict() for said in facts]})
+        _say_cells(values, output)
         return
     if folder is None:
         raise ConfigError("give --out, the folder for the comparison, such as --out runs/cmp")
     from hesstune.study.compare import compare as run_compare
     from hesstune.study.results import RESULTS
 
-    command = shlex.join(["hesstune", *sys.argv[1:]])
+    command = command_line(*sys.argv[1:])
     try:
-        with progress_bars(quiet) as bars:
-            found = run_compare(
-                values,
-                out=folder,
-                overwrite=overwrite,
-                progress=bars("compare") if bars else None,
-                command=command,
-            )
+        with output.progress("compare") as shown:
+            found = run_compare(values, out=folder, overwrite=overwrite, progress=shown, command=command)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; continue with the same command: {command}") from None
     results = found.results
@@ -175,14 +171,31 @@ def compare(
     for task in [None, *results.tasks] if len(results.tasks) > 1 else results.tasks:
         output.say(comparison_table(results, task), "")
     failed = [c for c in results.cells if c.status == "failed"]
-    for cell in failed:
-        output.say(f"Failed: {cell.task}, {cell.method}, seed {cell.seed}: {cell.error}")
-    for method, why in results.left_out.items():
-        output.say(f"Left out: {method}: {why}")
-    output.say(f"Written: {found.path / RESULTS}, results.csv and README.md beside it")
-    output.record({"path": str(found.path), **results.to_dict()})
+    output.say(
+        *(f"Failed: {cell.task}, {cell.method}, seed {cell.seed}: {cell.error}" for cell in failed),
+        *(f"Left out: {method}: {why}" for method, why in results.left_out.items()),
+        f"Written: {found.path / RESULTS}, results.csv and README.md beside it",
+    )
+    output.end({"path": str(found.path), **results.to_dict()}, command_line("report", found.path))
     if failed and len(failed) == len(results.cells):
         raise RunError(f"every cell failed, the first with: {failed[0].error}")
+
+
+def _say_cells(values: dict[str, Any], output: Output) -> None:
+    """End a dry run with what the data holds, and the cells of a comparison."""
+    from hesstune.data.describe import describe
+    from hesstune.runs.loading import reading_of
+    from hesstune.study.compare import plan_of
+
+    plan, _ = plan_of(values)
+    read = {(cell.config.data, reading_of(cell.config)): None for cell in plan.cells}
+    facts = [said for data, how in read if (said := describe(data, how)) is not None]
+    output.say(*dict.fromkeys(line for said in facts for line in said.lines()))
+    output.say(*(f"{cell.task}, {cell.method}, seed {cell.seed}" for cell in plan.cells))
+    output.say(f"{len(plan.cells)} cells")
+    cells = [[c.task, c.method, c.seed] for c in plan.cells]
+    record = {"cells": cells, "left_out": plan.left_out, "data": [said.to_dict() for said in facts]}
+    output.end(record, without_dry_run())
 
 
 def _comparison_values(config: Path | None, options: dict[str, Any], study: CompareOptions) -> dict[str, Any]:
@@ -219,22 +232,27 @@ def comparison_table(results: StudyResults, task: str | None) -> Table:
     return table
 
 
+@with_options()
 def demo(
-    out: Annotated[Path, typer.Option(help="folder for the runs; a free name beside it if it exists")] = Path(
-        "runs/demo"
-    ),
+    output: Output,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help=f"folder for the runs; a free name beside it if it exists{default(DEMO)}", show_default=False
+        ),
+    ] = DEMO,
     full: Annotated[
         bool, typer.Option("--full", help="more methods and epochs: the table of the README; takes minutes")
     ] = False,
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="number of seeds")] = 1,
-    json: JSON = False,
-    quiet: QUIET = False,
+    seeds: Annotated[
+        int,
+        typer.Option(min=1, max=100, metavar="N", help="number of seeds; default: 1", show_default=False),
+    ] = 1,
 ) -> None:
-    """Find wrong labels among digits, and fine-tune on them: plain training beside auto."""
-    output = Output(quiet, json)
+    """Find label errors among digits, then fine-tune: plain training beside auto."""
     output.say("The demo finds wrong labels among images of handwritten digits, then fine-tunes on them.")
     try:
-        with progress_lines(quiet) as progress:  # before the slow imports
+        with progress_lines(output.quiet) as progress:  # before the slow imports
             from hesstune.study.demo import FULL, SHORT, demo_folder
 
             with demo_folder(out) as folder:
@@ -271,9 +289,9 @@ def _run_demo(
         f"{auto.config.epochs} epochs. Test labels are true.",
         *(f"Noise matrix of {name}: {run.facts.noise.loss_matrix}." for name, run in runs.items()),
         f"Runs: {folder}, a folder for each",
-        f"Next: hesstune report {shlex.quote(str(auto.path))}",
     )
-    output.record({"path": str(folder), "setting": dict(plan.setting), "label_errors": errors, "runs": rows})
+    record = {"path": str(folder), "setting": dict(plan.setting), "label_errors": errors, "runs": rows}
+    output.end(record, command_line("report", auto.path))
 
 
 def _error_lines(found: FoundErrors) -> Iterator[str]:
@@ -288,12 +306,12 @@ def _error_lines(found: FoundErrors) -> Iterator[str]:
     )
 
 
-def methods(json: JSON = False) -> None:
+@with_options()
+def methods(output: Output) -> None:
     """List the fine-tuning methods by tier: recommended, baselines, research."""
     from hesstune.methods import TIERS, method_class, method_names
 
     kinds = {name: method_class(name) for name in method_names()}
-    output = Output(quiet=False, as_json=json)
     for tier in TIERS:
         table = name_table(tier, "")
         table.columns[1].justify, table.columns[1].no_wrap = "left", False
@@ -301,7 +319,10 @@ def methods(json: JSON = False) -> None:
             if kind.tier == tier:
                 table.add_row(name, _summary(kind))
         output.say(table, "")
-    output.record({tier: {n: _summary(k) for n, k in kinds.items() if k.tier == tier} for tier in TIERS})
+    record: dict[str, Any] = {
+        tier: {n: _summary(k) for n, k in kinds.items() if k.tier == tier} for tier in TIERS
+    }
+    output.end(record, command_line("demo"))
 
 
 def _summary(kind: type[Method]) -> str:

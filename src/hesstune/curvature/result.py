@@ -7,15 +7,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hesstune.curvature.declared import CHECKSUM, FORMS, MEASURE, MEASURE_TENSORS, FormKind, FormNames
 from hesstune.curvature.quantities import QUANTITIES, Quantity, number
+from hesstune.display import as_html
 from hesstune.errors import ConfigError, RunError, listed
 from hesstune.storage.files import json_writer, made_folder, one_line, replace_files
 from hesstune.storage.tensors import digest, tensor_writer
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 # The results of the studies in a sentence each; tests compare them with the records.
 TRAINING_EVIDENCE = (
@@ -317,6 +321,33 @@ class Measure:
         except Exception as error:  # damaged files raise many kinds
             reason = one_line(error)
             raise RunError(f"{path} is not a readable measurement ({reason}); run `measure` first") from error
+
+    def to_frame(self) -> DataFrame:
+        """Return a pandas DataFrame with a row for each layer, the largest share of the measure first.
+
+        Columns: layer, share (of the mean measure, or of the measure if a mean is unknown), maximum, mean,
+        mean_stderr, distance, trace_mean (NaN if not computed), method and exact.
+        """
+        from pandas import DataFrame
+
+        shares = self.mean_shares(1)
+        shares = self.shares(1) if shares.isnan().any() else shares
+        unknown = torch.full_like(shares, math.nan)
+        numbers = {
+            "share": shares / shares.sum().clamp_min(1e-300),
+            "maximum": self.maximum,
+            "mean": self.mean,
+            "mean_stderr": self.mean_stderr,
+            "distance": self.distances,
+            "trace_mean": unknown if self.trace is None else self.trace.nanmean(0),
+        }
+        columns = {name: values.tolist() for name, values in numbers.items()}
+        rest = {"method": self.methods, "exact": self.exact}
+        frame = DataFrame({"layer": self.names, **columns, **rest})
+        return frame.sort_values("share", ascending=False, kind="stable", ignore_index=True)
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), ["A measure, no guarantee.", *self.notes], self.to_frame())
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{self.methods.count(m)} {m}" for m in dict.fromkeys(self.methods))

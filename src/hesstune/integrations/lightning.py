@@ -74,11 +74,7 @@ class RobustCallback(Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any = None, *args: Any, **kwargs: Any
     ) -> None:
-        """Project every layer onto its constraint, unless its optimizer's step has done so.
-
-        Raises:
-            DivergedError: If the loss or a weight is not finite.
-        """
+        """Project every layer onto its constraint, unless its optimizer's step has done so."""
         assert self._steps is not None
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, torch.Tensor) and not bool(torch.isfinite(loss).all()):

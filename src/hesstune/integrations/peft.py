@@ -260,7 +260,6 @@ class AdapterConstraint:
     ) -> None:
         self.model, self.norm = model, one_of("norm", norm, NORMS)
         self.reference = trained_copies(model) if reference is None else reference
-        check_adapters(model)
         check_starts(model)
         moving = list(_changes(model))
         if not moving:

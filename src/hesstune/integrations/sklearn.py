@@ -40,7 +40,8 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
     """Fine-tune a pretrained network on images (arrays) or texts (strings) with labels that may be wrong.
 
     Args:
-        model: As for `hesstune.finetune`, a string or a module; `minilm` or `hf:NAME` for texts.
+        model: As for `hesstune.finetune`, a string or a module; default: `efficientnet_lite0`, or `minilm`
+            for texts.
         method: A fine-tuning method.
         noise_matrix: Known label noise: a rate, `symmetric:RATE`, `pair:RATE`; None: no noise information.
         radius: Radii of the distance constraint; default: the method's own.
@@ -73,7 +74,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(  # noqa: PLR0913
         self,
-        model: Any = "efficientnet_lite0",
+        model: Any = None,
         method: str = "auto",
         noise_matrix: str | float | None = None,
         radius: float | dict[str, float] | None = None,
@@ -157,14 +158,19 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _resolved(self, options: dict[str, Any]) -> FinetuneConfig:
-        return make_config(options | ({} if isinstance(self.model, str) else {"model": MODULE})).resolved()
+        own = {"model": MODULE} if self._given_model() is not None else {}
+        named = {name: value for name, value in options.items() if (name, value) != ("model", None)}
+        config = make_config(named | own).resolved()
+        return config.on_texts()[0] if self.is_text_ else config
 
     def _uses_validation(self, options: dict[str, Any]) -> bool:
         """Return whether `auto` needs validation examples, which it does for other layers than the head."""
         config = self._resolved(options)
         if config.method != "auto":
             return False
-        return not as_trained(config, self.model, len(self.classes_), self.is_text_).head_only
+        return not as_trained(
+            config, self._given_model() or config.model, len(self.classes_), self.is_text_
+        ).head_only
 
     @property
     def run_(self) -> Run:

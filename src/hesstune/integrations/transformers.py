@@ -73,11 +73,7 @@ class RobustTrainerCallback(TrainerCallback):
         self._warned = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Copy the reference, or read it if training resumes.
-
-        Raises:
-            RunError: If training resumes and no reference was saved, or it is not the given one.
-        """
+        """Copy the reference, or read it if training resumes."""
         if self._steps is not None:
             self._steps.end()
         self._warned = False
@@ -86,11 +82,7 @@ class RobustTrainerCallback(TrainerCallback):
         self._steps = AfterSteps([kwargs.get("optimizer")], self.constraint)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Project every layer onto its constraint, unless the optimizer's step has done so.
-
-        Raises:
-            DivergedError: If a weight is no longer finite.
-        """
+        """Project every layer onto its constraint, unless the optimizer's step has done so."""
         assert self._steps is not None
         self._steps.project_()
 
@@ -113,11 +105,7 @@ class RobustTrainerCallback(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
-        """Add the distance from the reference to what is logged.
-
-        Raises:
-            DivergedError: If the loss or the distance is not finite.
-        """
+        """Add the distance from the reference to what is logged."""
         model = kwargs.get("model")
         if logs is not None and self.reference is not None and model is not None:
             _check_logged(logs)

@@ -18,6 +18,7 @@ from hesstune.data.formats import listing
 from hesstune.data.labels import CHECKED, GIVEN, GIVEN_LABEL, SOURCE, read_checked_labels
 from hesstune.data.near_duplicates import copies_in
 from hesstune.data.vectors import dense, is_sparse
+from hesstune.display import as_html
 from hesstune.errors import ConfigError, DataError, RunError, listed
 from hesstune.inputs.features import frozen_features, sharing
 from hesstune.labeling.options import CleanOptions, default_model, how_read, size_for
@@ -169,6 +170,15 @@ class LabelIssues:
         """(M,) the examples with suspected label errors, the most probable errors first."""
         return self.ranked[self.suspected[self.ranked]]
 
+    def summary(self) -> str:
+        """Return the numbers of wrong labels in a sentence."""
+        low, high = self.rate_interval
+        return (
+            f"{int(self.wrong.sum())} of {len(self)} labels are probably wrong, {int(self.suspected.sum())} "
+            f"are suspected errors. Estimate for all: {self.count_text}; noise rate {self.rate:.3g}, 90 % "
+            f"interval {low:.3g} to {high:.3g} ({self.chosen}; no guarantee)."
+        )
+
     def suspects(self) -> list[Suspect]:
         """Return the suspected label errors, the most probable errors first."""
         return [
@@ -244,6 +254,9 @@ class LabelIssues:
         return DataFrame(
             columns | {f"p_{name}": self.posterior[:, at] for at, name in enumerate(self.classes)}
         )
+
+    def _repr_html_(self) -> str:
+        return as_html(self.summary(), self.notes, self.to_frame().iloc[self.issues])
 
     def labels(self, write: str = "given") -> NDArray[np.int64]:
         """Return the labels to train on, (N,): as given, or corrected; −1 if a suspected error is pruned.

@@ -166,8 +166,6 @@ class AnnotatorOptions(Options):
 class LabelOptions(FeatureOptions, AnnotatorOptions, LabelModelOptions, VoteOptions):
     """How labels are made from trained annotators, labeling functions and votes."""
 
-    first: ClassVar[tuple[str, ...]] = ("target", "labelers", "functions", "votes", "label_model")
-
     @model_validator(mode="after")
     def _have_an_effect(self) -> LabelOptions:
         """Refuse options without effect."""
@@ -202,7 +200,6 @@ class CleanOptions(FeatureOptions, ColumnOptions):
     """How label errors are found."""
 
     heading: ClassVar[str] = "Labels"
-    first: ClassVar[tuple[str, ...]] = ("data", "checked_labels", "write")
 
     data: Annotated[str, Shown("DATA")] | None = Field(
         None,

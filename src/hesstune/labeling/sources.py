@@ -78,6 +78,11 @@ class Target:
         inputs = (self.paths, self.texts, self.vectors, self.images)
         return any(own is not None for own in inputs)
 
+    @property
+    def is_in_table(self) -> bool:
+        """Whether a table can hold the examples: texts, or images in files."""
+        return self.paths is not None or self.texts is not None
+
     def rows(self) -> Iterator[Mapping[str, Any]]:
         """Yield each example as labeling functions get it: a table's row; `id`, `path` and texts."""
         written: Any = repeat({}, len(self)) if self.table is None else self.table.rows()

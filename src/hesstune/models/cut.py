@@ -211,12 +211,7 @@ def _holds(model: nn.Module, cut: Cut, inputs: Inputs) -> bool:
 
 
 class AfterCut(nn.Module):
-    """The network behind a cut: called with activations, it leaves out what comes before.
-
-    Args:
-        model: The whole network; it shares its parameters.
-        cut: Where it is cut.
-    """
+    """The network behind a cut: it takes activations, leaves out what comes before, and shares parameters."""
 
     def __init__(self, model: nn.Module, cut: Cut) -> None:
         super().__init__()

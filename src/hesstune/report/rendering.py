@@ -15,15 +15,7 @@ from hesstune.runs.records import ExampleImage
 
 
 class Cell(NamedTuple):
-    """A cell of a table with more than a text.
-
-    Attributes:
-        text: What it says.
-        bar: The length of a bar below it, in percent.
-        tick: The place of a mark on the bar, in percent.
-        at_radius: Whether the bar is coloured as that of a layer at its radius.
-        interval: A second line.
-    """
+    """A cell of a table: a text, and a bar in percent with a mark, or an interval below it."""
 
     text: str
     bar: float | None = None
@@ -33,15 +25,7 @@ class Cell(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """A plot, its description in words, and the table of its numbers.
-
-    Attributes:
-        title: What it shows.
-        svg: The plot.
-        words: The description.
-        columns: Names of the table's columns.
-        rows: A row's name and its cells: numbers, texts or `Cell`s; None if a number does not exist.
-    """
+    """A plot as SVG, its description in words, and the table of its numbers."""
 
     title: str
     svg: str
@@ -66,16 +50,10 @@ def number(value: object, form: str = ".3g") -> str:
 def render(
     template: str, context: Mapping[str, object], assets: Sequence[str] = ("page",), strict: bool = False
 ) -> str:
-    """Fill a template of this folder; every value is escaped, except plots.
+    """Fill a template of this folder with a context and its assets; every value is escaped, except plots.
 
     A Content-Security-Policy lets the page run its own script only, and load nothing. Plots have styles of
     their own; with `strict` the page's own style sheet is the only one.
-
-    Args:
-        template: The file.
-        context: Its variables.
-        assets: Names of the style sheets and scripts, NAME.css and NAME.js, in their order.
-        strict: Whether styles within elements are refused.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -85,6 +63,7 @@ def render(
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.globals.update(counted=counted, number=number)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     folder = files("hesstune.report")
     own = {
         kind: "".join(folder.joinpath(f"{name}.{kind}").read_text(encoding="utf-8") for name in assets)
@@ -154,14 +133,13 @@ def chart(
     joined: bool = True,
     limits: Mapping[str, tuple[float, bool]] | None = None,
 ) -> str:
-    """Return a plot of series, each with its own colour, dash and marker.
+    """Return a plot of series, each with its own colour, dash and marker; labels are title, x and y.
 
     Args:
         name: What the element's ids begin with.
         series: What is drawn; on a logarithmic axis values that are not above 0 are left out.
         labels: Title, x and y.
-        scales: The scales of x and y: `linear`, `log`, `integer` with ticks at whole numbers, or `share` for
-            values from 0 to 1.
+        scales: Of x and y: `linear`, `log`, `integer` (ticks at whole numbers), or `share` (from 0 to 1).
         joined: Whether the points of a series are joined.
         limits: Straight lines by label: their place, and whether they are vertical.
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hesstune.curvature.result import CONSTRAINT_EVIDENCE
 from hesstune.report.layers import (
     block_table,
     carriers,
@@ -41,14 +42,7 @@ LISTED = 10_000
 
 
 def render_run(run: Run | str | Path) -> str:
-    """Return the HTML page of a run: one file, no external resource, complete without JavaScript.
-
-    Args:
-        run: A finished run, or its folder.
-
-    Raises:
-        RunError: If the folder is no finished run, or a record is damaged.
-    """
+    """Return the HTML page of a run, or of its folder: one file, complete without JavaScript."""
     records = (run if isinstance(run, Run) else Run.load(run)).records
     outcome, issues = records.outcome, records.label_issues or []
     context = {
@@ -67,6 +61,7 @@ def render_run(run: Run | str | Path) -> str:
         "layer_words": layer_words(records),
         "blocks": block_table(records),
         "carriers": carriers(layer_rows(records), records.config.method if outcome.radii else None),
+        "constraint_evidence": CONSTRAINT_EVIDENCE,
         "spectrum": spectrum(records),
         "distribution": distribution(records),
         "setters": setters(records),

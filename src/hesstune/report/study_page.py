@@ -21,11 +21,7 @@ METRICS = {
 
 
 def render_study(results: StudyResults) -> str:
-    """Return the HTML page of a comparison: one file, complete without JavaScript.
-
-    Args:
-        results: What results.json holds (see `hesstune.study.results`).
-    """
+    """Return the HTML page of a comparison: one file, complete without JavaScript."""
     tasks = results.tasks
     tables = {f"Mean over {counted(len(tasks), 'task')}": _table(results, None)} if len(tasks) > 1 else {}
     found = [(task, *certificate_rows(results, task)) for task in tasks]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from hesstune.errors import ConfigError
 from hesstune.models.preparation import own_size
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 # Options that may differ between an interrupted run and its continuation.
 RESUMABLE = frozenset({"out", "track", "device", "cache_mib", "activations_mib", "checkpoint_minutes"})
 
+# The network for texts if none is given, and its learning rate if all layers are trained.
+TEXT_MODEL, TEXT_LR = "minilm", 5e-5
+
 # The deepest nesting of brackets in a file of options.
 DEEPEST = 64
 
@@ -40,10 +43,6 @@ class FinetuneConfig(
 
     Fields stand in the order data, model, noise, optimisation, run: pydantic takes the last base's first.
     """
-
-    first: ClassVar[tuple[str, ...]] = (
-        "data", "model", "method", "noise_matrix", "out", "epochs", "train", "lr", "label_column", "seed",
-    )  # fmt: skip
 
     @property
     def kind(self) -> type[Method]:
@@ -89,6 +88,15 @@ class FinetuneConfig(
             notes.append(f"the data holds feature vectors: no effect of --model {self.model}")
         return make_config({**given, "model": model, "train": "head"}).resolved(), notes
 
+    def on_texts(self) -> tuple[FinetuneConfig, list[str]]:
+        """Return the resolved configuration for texts, with `minilm` if no model was given, and notes."""
+        given = self.given()
+        if "model" in given:
+            return self, []
+        made = make_config({**given, "model": TEXT_MODEL}).resolved()
+        note = f"the data holds texts: the network is {TEXT_MODEL}"
+        return made, [note if "lr" in given else f"{note}, with the learning rate {made.lr:g}"]
+
     def resolved(self) -> FinetuneConfig:
         """Return the configuration with every default that depends on another option filled in.
 
@@ -99,7 +107,7 @@ class FinetuneConfig(
         changes |= self._image_options(64 if self.data == "digits" else 128)
         changes["method_options"] = kind.checked_options(self.method_options) or None
         head_only = changes.get("train", self.train) == "head"
-        changes["lr"] = self.lr or changes.get("lr") or usual_lr(head_only)
+        changes["lr"] = self.lr or changes.get("lr") or usual_lr(head_only, self.model)
         decay = changes.get("weight_decay", self.weight_decay)
         if decay is not None or not (kind.head_penalty and self.head_alone):
             changes["weight_decay"] = decay or 0.0  # else it is chosen from the examples
@@ -189,9 +197,9 @@ class FinetuneConfig(
         return self.model_dump(mode="json")
 
 
-def usual_lr(head_only: bool) -> float:
+def usual_lr(head_only: bool, model: str) -> float:
     """Return the default learning rate: larger if the head is the only layer that is trained."""
-    return 1e-2 if head_only else 1e-4
+    return 1e-2 if head_only else TEXT_LR if model == TEXT_MODEL else 1e-4
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -76,9 +76,9 @@ class ExampleOptions(Options):
 
     heading: ClassVar[str] = "Data"
 
-    data: Annotated[str, Shown("DATA", names_file=True, also="Any")] = Field(
+    data: Annotated[str, Shown("DATA", names_file=True, says_default=True, also="Any")] = Field(
         "digits",
-        description=f"digits, a path, or FORMAT:PATH with a format of {', '.join(WITH_PATH)}",
+        description=f"a path, FORMAT:PATH with a format of {', '.join(WITH_PATH)}, or digits (built in)",
     )
     limit: int | None = Field(
         None, gt=0, description="largest number of training examples; they are drawn uniformly"
@@ -161,10 +161,10 @@ class ModelOptions(Options):
 
     heading: ClassVar[str] = "Model and method"
 
-    model: Annotated[str, Shown("MODEL", names_file=True, also="ModelObject")] = Field(
+    model: Annotated[str, Shown("MODEL", names_file=True, says_default=True, also="ModelObject")] = Field(
         "efficientnet_lite0",
-        description="efficientnet_lite0, minilm (texts), hf:NAME_OR_PATH, timm:NAME, torchvision:NAME or "
-        "py:module:factory",
+        description="efficientnet_lite0, minilm, hf:NAME_OR_PATH, timm:NAME, torchvision:NAME or "
+        "py:module:factory; default: efficientnet_lite0, or minilm for texts",
     )
     method: Annotated[str, Shown("NAME", also="type[Method]")] = Field(
         "auto", description="fine-tuning method: auto, vanilla, robust, … (a wrong name lists all)"
@@ -313,7 +313,9 @@ class OptimisationOptions(Options):
     epochs: int = Field(15, gt=0, description="passes over the training set")
     batch_size: int = Field(32, gt=0, description="examples per batch")
     lr: float | None = Field(
-        None, gt=0, description="peak learning rate; default: 1e-4, or 1e-2 with {train} head"
+        None,
+        gt=0,
+        description="peak learning rate; default: 1e-4, 5e-5 for minilm, or 1e-2 with {train} head",
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="optimizer")
     weight_decay: float | None = Field(
@@ -404,7 +406,6 @@ class MeasureOptions(SampleOptions):
     """
 
     heading: ClassVar[str] = "How"
-    first: ClassVar[tuple[str, ...]] = ("part", "layers", "max_examples", "trace")
 
     part: Literal["val", "train"] = Field(
         "val",
@@ -471,7 +472,6 @@ class CertifyOptions(Options):
     """How a run is certified; see `hesstune.certify`."""
 
     heading: ClassVar[str] = "Conditions and computation"
-    first: ClassVar[tuple[str, ...]] = ("bound", "delta", "prior_fraction", "noise_is", "clean_sample")
 
     bound: BoundName = Field(
         "pac_bayes",
@@ -558,8 +558,6 @@ class CheckOptions(ColumnOptions):
 
     Columns that are not named are the run's.
     """
-
-    first: ClassVar[tuple[str, ...]] = ("sample", "prior_fraction")
 
     sample: int = Field(300, gt=0, description="examples to draw, uniformly at random")
     prior_fraction: float = Field(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from hesstune.checks import expanded
+from hesstune.display import as_html
 from hesstune.errors import ConfigError, DataError, HesstuneWarning, RunError
 from hesstune.options import takes_options
 from hesstune.runs import records as files
@@ -26,6 +27,8 @@ from hesstune.storage.files import reading, write_text
 from hesstune.storage.stored import read_record, write_record
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from hesstune.bounds.record import Certificate
     from hesstune.curvature.result import Measure
     from hesstune.data.examples import Task
@@ -169,6 +172,22 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """One record an epoch, as plain values."""
         return [epoch.to_dict() for epoch in self.records.epochs]
+
+    def to_frame(self) -> DataFrame:
+        """Return a pandas DataFrame with a row for each epoch.
+
+        Columns: epoch, train_loss, train_accuracy, lr, val_loss, val_accuracy, val_accuracy_true_labels,
+        distance and seconds. Epoch 0 is the network before its first step.
+        """
+        from pandas import DataFrame
+
+        return DataFrame(self.metrics, columns=list(files.Epoch.model_fields))
+
+    def _repr_html_(self) -> str:
+        shown = {"Test accuracy": "test_accuracy", "Training accuracy": "train_accuracy", "Gap": "gap"}
+        found = self.result if self.finished else {}
+        numbers = [f"{title}: {found[n]:.3f}" for title, n in shown.items() if found.get(n) is not None]
+        return as_html(repr(self), numbers, self.to_frame())
 
     @property
     def noise_matrix(self) -> NoiseMatrix | None:

@@ -8,24 +8,10 @@ from hesstune._lazy import lazily
 
 if TYPE_CHECKING:
     from hesstune.study.compare import Comparison
-    from hesstune.study.options import CompareOptions, Settings
-    from hesstune.study.plan import StudyPlan, make_study_plan
+    from hesstune.study.options import CompareOptions
 
-__all__ = [
-    "CompareOptions",
-    "Comparison",
-    "Settings",
-    "StudyPlan",
-    "make_study_plan",
-]
+__all__ = ["CompareOptions", "Comparison"]
 
 __getattr__, __dir__ = lazily(
-    __name__,
-    {
-        "CompareOptions": "hesstune.study.options",
-        "Comparison": "hesstune.study.compare",
-        "Settings": "hesstune.study.options",
-        "StudyPlan": "hesstune.study.plan",
-        "make_study_plan": "hesstune.study.plan",
-    },
+    __name__, {"CompareOptions": "hesstune.study.options", "Comparison": "hesstune.study.compare"}
 )

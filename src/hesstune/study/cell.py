@@ -43,31 +43,15 @@ LR_FACTORS = (0.2, 5.0)
 RADIUS_FACTORS = (0.125, 8.0)
 
 
-def run_validation_loss(run: Run) -> float | None:
-    """Return the validation loss of the weights that a run kept; None without validation."""
-    kept = run.records.kept_epoch
-    return None if kept is None else kept.val_loss
-
-
 def search_cell(
     config: FinetuneConfig, trials: int, folder: Path, data: Any = None
 ) -> tuple[FinetuneConfig, Search]:
-    """Try a method with several options and return the best by validation loss, and the record.
+    """Try a method with several options; return the best by validation loss, and the record of the trials.
 
     The first trial has the given options. The validation labels are as noisy as the training labels unless
     the configuration has clean ones. The learning rate, given radii and each option with a search range are
     searched. Proposals depend on the seed and on the earlier trials alone, so an interrupted search continues
-    with the same proposals.
-
-    Args:
-        config: The resolved configuration.
-        trials: Number of trials.
-        folder: Folder for the study and the runs of its trials, of this configuration alone.
-        data: An object in place of the data that the configuration names.
-
-    Raises:
-        MissingExtraError: If optuna is not installed.
-        RunError: If every trial fails, with the first error.
+    with the same proposals. `folder` keeps the study and the runs of this configuration's trials.
     """
     try:
         import optuna
@@ -78,7 +62,9 @@ def search_cell(
     study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
     if not study.trials:
         own, ranges = config.method_options or {}, _searched_options(config)
-        factors = {"lr_factor": 1.0, **({"radius_factor": 1.0} if _has_radii(config) else {})}
+        factors = {"lr_factor": 1.0}
+        if isinstance(config.radius, float | dict):
+            factors["radius_factor"] = 1.0
         study.enqueue_trial({name: value for name, value in own.items() if name in ranges} | factors)
     running = [trial._trial_id for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING]
     for number in range(sum(trial.state.is_finished() for trial in study.trials), trials):
@@ -103,10 +89,10 @@ def search_cell(
 def _loss_of(config: FinetuneConfig, out: Path, data: Any) -> float:
     options = config.model_dump() | {"out": str(out)}
     run = finetune(data, config=options, resume=True, keep_weights=False)
-    loss = run_validation_loss(run)
-    if loss is None:
+    kept = run.records.kept_epoch
+    if kept is None or kept.val_loss is None:
         raise RunError("a search needs validation examples; there are none: raise --val-fraction")
-    return loss
+    return kept.val_loss
 
 
 def _suggested(config: FinetuneConfig, trial: Any) -> FinetuneConfig:
@@ -134,10 +120,6 @@ def _searched_options(config: FinetuneConfig) -> dict[str, Option]:
     return {name: option for name, option in found.items() if option.search and name not in unused}
 
 
-def _has_radii(config: FinetuneConfig) -> bool:
-    return isinstance(config.radius, float | dict)
-
-
 CELL, SEARCH = "cell.json", "search"
 # Default number of examples that a whole network is measured on.
 MEASURED = 200
@@ -159,10 +141,7 @@ TEST_LABEL_COUNTS = ("test_labels_rewritten", "test_labels_kept")
 
 
 def run_cell(cell: Cell, folder: Path, settings: Settings, data: Any = None) -> CellRecord:
-    """Run a cell, or continue it, and write its cell.json; an error of the input is its result.
-
-    `data` is an object in place of the data that the cell's configuration names.
-    """
+    """Run or continue a cell, on an object if its data is one; an error of the input is its result."""
     made_folder(folder)
     try:
         config, searched = cell.config, None
@@ -245,10 +224,7 @@ def _observed(trained: Trained, config: FinetuneConfig, settings: Settings, out:
 
 
 def _validation_gap(trained: Trained) -> float | None:
-    """Return the cross-entropy of the validation examples minus that of the training examples.
-
-    Both use the labels of training, so this is the generalization gap on the distribution of noisy labels.
-    """
+    """Return the gap on the distribution of noisy labels: validation minus training cross-entropy."""
     losses = {}
     for name, part in (("train", trained.task.train), ("val", trained.task.val)):
         if part.labels is None or not len(part):

@@ -12,11 +12,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from filelock import FileLock, Timeout
 
 from hesstune.data.load import reusing_decoded
+from hesstune.display import as_html
 from hesstune.errors import ConfigError, MissingExtraError, RunError, unknown_name
 from hesstune.inputs.features import FeatureStore, sharing
 from hesstune.methods import method_names
@@ -32,8 +33,20 @@ from hesstune.storage.stored import read_record, write_record
 from hesstune.study.cell import CELL, run_cell
 from hesstune.study.options import CellRecord, CompareOptions, Settings, StudyResults
 from hesstune.study.plan import Cell, StudyPlan, make_study_plan
-from hesstune.study.results import RESULTS, cells_csv, check_unchanged, markdown, read_results, results_of
+from hesstune.study.results import (
+    RESULTS,
+    cells_csv,
+    cells_table,
+    check_unchanged,
+    markdown,
+    method_rows,
+    read_results,
+    results_of,
+)
 from hesstune.training.finetune import is_config
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 PLAN, STORE = "plan.json", "features"
 # How often a cell is started again after its process or machine was lost.
@@ -63,16 +76,11 @@ def work(
     parent: int | None = None,
     threads: int | None = None,
 ) -> None:
-    """Run every cell that is neither finished nor claimed by another process.
+    """Run every cell that is neither finished nor claimed by another process, from cell `start` on.
 
-    Args:
-        out: The comparison's folder.
-        plan: Its plan.
-        start: The first cell, a different one for each worker.
-        done: Called with each cell when it is finished.
-        parent: Stop between cells once this process is no longer the parent. (On Windows a worker without a
-            parent runs the remaining cells.)
-        threads: Threads of all workers together: one computes features while the others wait for them.
+    `done` is called with each cell when it is finished. The worker stops between cells once the process
+    `parent` is no longer its parent (not on Windows). One worker computes features with all `threads` while
+    others wait.
     """
     order = plan.cells[start:] + plan.cells[:start]
     with sharing(FeatureStore(out / STORE, threads=threads)), remembering(out / STORE), reusing_decoded():
@@ -96,15 +104,10 @@ def _run_claimed(out: Path, plan: StudyPlan, cell: Cell, wait: bool = False) -> 
 
 
 def _work_on_cluster(folder: Path, plan: StudyPlan, jobs: int | None, show: Callable[[str], None]) -> None:
-    """Run every unfinished cell as a Ray task, each on one core.
+    """Run every unfinished cell as a Ray task, each on one core; the folder must be on a shared file system.
 
     The cluster is the one that RAY_ADDRESS names, else one that runs on this machine, else a new one on this
-    machine alone. The folder must be on a file system that all its machines share. Ray runs the cells of a
-    lost machine again on the others; they continue from the last checkpoint.
-
-    Raises:
-        MissingExtraError: If Ray is not installed.
-        RunError: If the cluster cannot be reached, or a cell was lost too often.
+    machine alone. Ray runs the cells of a lost machine again; they continue from the last checkpoint.
     """
     try:
         import ray
@@ -198,6 +201,24 @@ class Comparison:
         """Return its tables as Markdown."""
         return markdown(self.results)
 
+    def to_frame(self) -> DataFrame:
+        """Return a pandas DataFrame with a row for each cell, as results.csv.
+
+        Columns: task, method, seed, status (`done`, `failed` or `pending`), and each metric by its name, such
+        as test_accuracy, gap, measure, distance and seconds; NaN if a cell has none.
+        """
+        from pandas import DataFrame
+
+        header, rows = cells_table(self.results)
+        return DataFrame(rows, columns=header)
+
+    def _repr_html_(self) -> str:
+        from pandas import DataFrame
+
+        tasks = self.results.tasks
+        header, rows = method_rows(self.results, None if len(tasks) > 1 else tasks[0])
+        return as_html(repr(self), self.results.header, DataFrame(rows, columns=header))
+
     def __repr__(self) -> str:
         cells = self.results.cells
         done = sum(c.status == "done" for c in cells)
@@ -275,9 +296,6 @@ def _jobs(plan: StudyPlan, asked: CompareOptions) -> int | None:
     """Return the number of processes: by default one per core, or one if cells are short and few.
 
     None on a cluster is one per core of the cluster.
-
-    Raises:
-        ConfigError: If other processes should run a method that is a class of this one.
     """
     own = sorted({c.config.method for c in plan.cells} - set(method_names()))
     several = asked.engine == "ray" or (asked.jobs or 1) > 1

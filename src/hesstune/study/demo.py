@@ -26,12 +26,7 @@ ProgressFor = Callable[[str], Progress]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a demo trains.
-
-    Attributes:
-        setting: Options of all runs, as of `hesstune.finetune`.
-        runs: {name: options of this run}.
-    """
+    """What a demo trains: options of all runs, and {name: options} of each."""
 
     setting: Mapping[str, Any]
     runs: Mapping[str, Mapping[str, Any]]
@@ -65,15 +60,7 @@ FULL = Plan({**_DATA, "epochs": 20, "lr": 3e-4, "schedule": "constant", "augment
 
 @dataclass(frozen=True)
 class FoundErrors:
-    """Suspected label errors beside the known truth.
-
-    Attributes:
-        examples: Number of training examples.
-        classes: Number of classes.
-        wrong: Number of wrong labels among them.
-        suspected: Number of suspected label errors.
-        right: Number of wrong labels among the suspected ones.
-    """
+    """Suspected label errors beside the known truth: `right` of the `suspected` labels are wrong."""
 
     examples: int
     classes: int
@@ -98,13 +85,7 @@ class FoundErrors:
 
 @contextlib.contextmanager
 def demo_folder(out: Path) -> Iterator[Path]:
-    """Create the folder of a demo; remove it, and the folders above that it needed, if the block fails.
-
-    If the folder exists, the first free one of `out-2`, `out-3`, … is created.
-
-    Raises:
-        RunError: If it cannot be created.
-    """
+    """Create the first free folder of out, out-2, …; if the block fails, remove it and parents it needed."""
     missing = [folder for folder in out.absolute().parents if not folder.exists()]
     folder, number = out, 2
     with writing(out):
@@ -125,12 +106,7 @@ def demo_folder(out: Path) -> Iterator[Path]:
 
 
 def find_errors(plan: Plan, seed: int) -> FoundErrors:
-    """Find label errors in the training examples of a plan's runs as `hesstune.clean` does; count the hits.
-
-    Args:
-        plan: The plan.
-        seed: Seed of the runs.
-    """
+    """Find label errors in the training examples of a plan as `hesstune.clean` does; count the hits."""
     config = make_config({**plan.setting, "seed": seed}).resolved()
     task = run_task(config)
     labels, true = task.train.labels, task.train.true
@@ -146,17 +122,9 @@ def find_errors(plan: Plan, seed: int) -> FoundErrors:
 def train_runs(
     plan: Plan, seed: int, folder: Path, progress: ProgressFor | None = None, many: bool = False
 ) -> dict[str, Run]:
-    """Fine-tune by each method of a plan on the same noisy labels.
+    """Fine-tune by each method of a plan on the same noisy labels; return the runs by the plan's names.
 
-    Args:
-        plan: The plan.
-        seed: Seed of split, noise and training.
-        folder: Folder for the runs.
-        progress: Returns the progress callback of a run, by its title.
-        many: Name the seed in the folders of the runs.
-
-    Returns:
-        The runs, by the names of the plan.
+    With `many`, the folders of the runs name the seed.
     """
     from hesstune.training.finetune import finetune
 

@@ -42,7 +42,6 @@ class CompareOptions(Settings):
     """Methods, tasks and seeds, and the processes that run them."""
 
     heading: ClassVar[str] = "Comparison"
-    first: ClassVar[tuple[str, ...]] = ("methods", "seeds")
 
     methods: Annotated[dict[str, Any] | tuple[str, ...], Shown("NAME,…")] = Field(
         ("vanilla", "robust"),

@@ -41,11 +41,7 @@ class Contents:
         self._known: dict[Path, str] = {}
 
     def named_by(self, value: object) -> str | None:
-        """Return a digest of what PATH, KIND:PATH or py:MODULE:NAME names; None if nothing is there.
-
-        Raises:
-            DataError: If a file cannot be read.
-        """
+        """Return a digest of what PATH, KIND:PATH or py:MODULE:NAME names; None if nothing is there."""
         if not isinstance(value, str) or not value or is_written_out(value):
             return None
         if expanded(value).is_file():
@@ -57,11 +53,7 @@ class Contents:
         return f"{kind}{sign}{name if kind == 'py' else ''}{self.of(path)}"
 
     def of(self, path: Path) -> str:
-        """Return the digest of a file, or of all files below a folder with their names.
-
-        Raises:
-            DataError: If one cannot be read.
-        """
+        """Return the digest of a file, or of all files below a folder with their names."""
         path = path.absolute()
         if path in self._known:
             return self._known[path]
@@ -93,11 +85,7 @@ def _module_file(name: str) -> Path | None:
 
 
 def fingerprint(config: FinetuneConfig, data: str, settings: Settings, contents: Contents) -> str:
-    """Return the digest of everything that a cell's result depends on.
-
-    Raises:
-        DataError: If a file that an option names cannot be read.
-    """
+    """Return the digest of everything that a cell's result depends on."""
     values = {name: v for name, v in config.to_dict().items() if name not in ELSEWHERE}
     for name in FinetuneConfig.naming_files():
         # By content: a path may hold something else tomorrow.
@@ -110,14 +98,7 @@ def fingerprint(config: FinetuneConfig, data: str, settings: Settings, contents:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a comparison needs to know of a data set.
-
-    Attributes:
-        digest: Of the examples.
-        k: Number of classes.
-        is_text: Whether the examples are texts.
-        width: D, if the examples are vectors of D features, else None.
-    """
+    """A data set: the digest of its examples, its k classes, and the width of feature vectors or None."""
 
     digest: str
     k: int
@@ -130,9 +111,6 @@ def data_facts(data: Any, size: Size, how: Reading, contents: Contents) -> DataF
 
     The digest is of ids, labels, parts, votes and soft labels, of images, texts or vectors, and of the table
     or archive that holds them.
-
-    Raises:
-        DataError: If the data cannot be read.
     """
     found = listing(data, size, how=how)
     digest = hashlib.sha256(json.dumps([found.ids, found.classes, found.parts, found.texts]).encode())
@@ -179,15 +157,7 @@ _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a comparison.
-
-    Attributes:
-        task: The task's name.
-        method: The method's name in this comparison.
-        seed: Seed of split, noise, order and augmentation.
-        config: The run's resolved configuration.
-        fingerprint: Digest of everything that the cell's result depends on.
-    """
+    """One run of a comparison: its resolved configuration, and a digest of all that its result depends on."""
 
     task: str
     method: str
@@ -220,13 +190,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """All cells of a comparison, tasks outermost and methods innermost.
+    """All cells of a comparison, tasks outermost, and what is done with each.
 
     Attributes:
-        cells: The cells.
-        settings: What is done with each.
         left_out: {method: why} of methods that do not apply to the options given.
-        objects: {task: data} of the tasks whose data was given in Python.
+        objects: {task: data} of the tasks with data given in Python.
     """
 
     cells: list[Cell]
@@ -257,19 +225,17 @@ def make_study_plan(
 ) -> StudyPlan:
     """Lay out a comparison and check every option before anything runs.
 
+    In a text `{seed}` and `{task}` stand for the seed and the task's name. The method `all` stands for every
+    method that applies, and the option `method` may name another one. With K folds in place of one split,
+    those of seed s are tested on by runs of the seeds sK to sK + K − 1.
+
     Args:
         options: Options of `finetune` that all cells share.
-        tasks: {name: options}; None for one task, the data of `options`. `{seed}` and `{task}` in a
-            text stand for the seed and the task's name.
-        methods: Names; or {name: options}; the option `method` may name another method. The name
-            `all` stands for every method that applies.
+        tasks: {name: options}; None for one task, the data of `options`.
+        methods: Names; or {name: options}.
         seeds: The seeds.
-        settings: See `hesstune.study.options.Settings`.
-        folds: K folds in place of one split: those of seed s are tested on by runs of the seeds sK to
-            sK + K − 1.
-
-    Raises:
-        ConfigError: If a name is unknown, there is nothing to run, or an option is wrong.
+        settings: What is computed besides training.
+        folds: K.
     """
     instead = {"method": "methods", "seed": "seeds", "fold": "folds", "out": "the comparison's own folder"}
     for name in instead.keys() & options.keys():
@@ -366,6 +332,8 @@ def _as_trained(
     """Return a configuration as the run will have it; each network is loaded once."""
     if facts.width is not None:
         return config.on_features(facts.width)[0]
+    if facts.is_text:
+        config, _ = config.on_texts()
     key = (config.model, config.weights, config.train, facts.k, facts.is_text)
     if key not in known:
         try:

@@ -187,14 +187,7 @@ def ranks(cells: Sequence[CellRecord]) -> list[Rank]:
 
 @dataclass(frozen=True)
 class Smallest:
-    """The smallest of J certificates, with the union over the J taken into account.
-
-    Attributes:
-        cell: The cell that has it.
-        risk: Its bound at delta/J. It holds with probability 1 − delta, whichever is the smallest.
-        count: J.
-        delta: The largest delta of the J.
-    """
+    """The smallest of `count` certificates: `risk` holds with probability 1 − delta, their union counted."""
 
     cell: CellRecord
     risk: float
@@ -209,10 +202,9 @@ def certificates_of(cells: Sequence[CellRecord], task: str) -> list[tuple[CellRe
 
 
 def smallest_of(cells: Sequence[CellRecord], task: str) -> Smallest | None:
-    """Return the smallest certificate of a task over its methods and seeds, with the union; None without any.
+    """Return the smallest certificate of a task over its methods and seeds, or None.
 
-    The smallest of J certificates that each fail with probability δ fails with probability up to J·δ. At δ/J
-    each, the probability is δ again.
+    J certificates that each fail with probability δ/J fail with probability up to δ together.
     """
     found = certificates_of(cells, task)
     if not found:
@@ -230,11 +222,7 @@ BUDGET = ("epochs", "batch_size", "optimizer", "lr", "schedule", "lr_warmup")
 
 
 def read_results(path: Path) -> StudyResults:
-    """Read results.json.
-
-    Raises:
-        RunError: If the file is missing or holds no comparison.
-    """
+    """Read the results of the comparison in a folder; raise RunError if there is none."""
     path = path / RESULTS if path.is_dir() else path
     found = read_record(path, StudyResults)
     if found is None:
@@ -380,12 +368,9 @@ CERTIFICATES = (
 def method_rows(
     results: StudyResults, task: str | None, brief: bool = False
 ) -> tuple[list[str], list[list[str]]]:
-    """Return a table's header and rows: one row per method, best test accuracy first.
+    """Return a table's header and rows: one row per method, best test accuracy first; task None: the mean.
 
-    Args:
-        results: What results.json holds.
-        task: A task's name; None for the mean over the tasks.
-        brief: Fewer columns, and standard errors for the accuracy only: for a terminal.
+    With `brief`, for a terminal: fewer columns, and standard errors for the accuracy only.
     """
     found = {(m.metric, m.method): m for m in results.means if m.task == task}
     titles = {metric: title for metric, both in METRICS.items() if (title := both[brief])}
@@ -475,12 +460,15 @@ def certificate_rows(results: StudyResults, task: str) -> tuple[list[str], list[
     return ["method", *(f"seed {s}" for s in seeds)], rows, note
 
 
-def cells_csv(results: StudyResults) -> str:
-    """Return the cells as CSV: one row per cell, one column per metric."""
+def cells_table(results: StudyResults) -> tuple[list[str], list[list[Any]]]:
+    """Return the header and the rows of the cells: one column per metric."""
     names = list(dict.fromkeys(name for c in results.cells for name in c.metrics))
+    rows = [[c.task, c.method, c.seed, c.status, *map(c.number, names)] for c in results.cells]
+    return ["task", "method", "seed", "status", *names], rows
+
+
+def cells_csv(results: StudyResults) -> str:
+    """Return the cells as CSV."""
     text = io.StringIO()
-    rows = [
-        [cell.task, cell.method, cell.seed, cell.status, *map(cell.number, names)] for cell in results.cells
-    ]
-    write_rows(text, ["task", "method", "seed", "status", *names], rows, "\n")
+    write_rows(text, *cells_table(results), "\n")
     return text.getvalue()

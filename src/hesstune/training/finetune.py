@@ -26,7 +26,14 @@ from hesstune.models.networks import LINEAR
 from hesstune.options import takes_options
 from hesstune.runs import records as files
 from hesstune.runs.checkpoint import refuse_one, weights_of
-from hesstune.runs.config import RESUMABLE, FinetuneConfig, make_config, read_config, read_yaml
+from hesstune.runs.config import (
+    RESUMABLE,
+    TEXT_MODEL,
+    FinetuneConfig,
+    make_config,
+    read_config,
+    read_yaml,
+)
 from hesstune.runs.folder import claim, entered
 from hesstune.runs.integrity import check_data, check_weights
 from hesstune.runs.keywords import FinetuneKeywords
@@ -241,6 +248,8 @@ class _InterruptedRun:
         kind, _, width = self.config.model.partition(":")
         if kind == LINEAR and asked.model != self.config.model:  # the data holds feature vectors
             asked, _ = asked.on_features(int(width))
+        elif self.config.model == TEXT_MODEL:
+            asked, _ = asked.on_texts()
         solves = asked.kind.solves_head
         names = ("weight_decay", "patience") if solves else ("weight_decay",)
         changes = {name: getattr(self.config, name) for name in names if getattr(asked, name) is None}

@@ -207,7 +207,10 @@ def _known_noise_matrix(wanted: str, task: Task, injected: NoiseMatrix | None) -
 def _load_network(
     config: FinetuneConfig, given: ModelObject | None, task: Task
 ) -> tuple[FinetuneConfig, LoadedModel, list[str]]:
-    """Load the network; return it with the options that its kind and the data's kind decide, and notes."""
+    """Load the network; return it with the options that its kind and the data's kind decide, and notes.
+
+    Feature vectors have a linear head; texts have the network for texts if no other is given.
+    """
     vectors, notes = task.train.vectors, list[str]()
     if vectors is not None:
         if given is not None:
@@ -218,6 +221,8 @@ def _load_network(
             f"model '{config.model}' is a linear head on feature vectors, and the data holds "
             f"{'texts' if task.is_text else 'images'}; name another model"
         )
+    elif task.is_text:
+        config, notes = config.on_texts()
     loaded = load_model(
         config.model if given is None else given,
         task.k,
@@ -416,7 +421,7 @@ def _with_validation_rule(
     elif deeper and not len(task.val):
         notes.append("there are no validation examples for deeper layers: the head alone was fitted")
     unused = _changed(config, *OF_STEPS)
-    unused += ["lr"] if config.lr != usual_lr(config.head_only) else []
+    unused += ["lr"] if config.lr != usual_lr(config.head_only, config.model) else []
     if unused and not goes_on:
         notes.append(f"a head that is solved takes no steps: no effect of {_written(unused)}")
     if not len(task.val):
