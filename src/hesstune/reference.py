@@ -148,6 +148,9 @@ class Reference:
             raise LayerError(f"the reference holds no '{name}'; it holds {listed(self._tensors)}")
         return self._tensors[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
     def __repr__(self) -> str:
         return f"Reference({len(self._layers)} layers, {len(self._tensors)} tensors)"
 
