@@ -153,15 +153,9 @@ SIDE, LETTERS = 48, 400
 def label_posterior(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], noise_matrix: NoiseMatrix | None
 ) -> NDArray[np.float64]:
-    """Return P(true = k | x, given label), (N, K), rows sum to 1.
+    """Return P(true = k | x, given label), (N, K), of p, the network's prediction of the true label.
 
-    With a noise matrix F it is p_k(x)·F[k, given] / Σ_j p_j(x)·F[j, given], where p is the network's
-    prediction of the true label; without one, p itself.
-
-    Example:
-        >>> p = np.array([[0.9, 0.1]])
-        >>> label_posterior(p, np.array([1]), NoiseMatrix.symmetric(2, 0.25)).round(2).tolist()
-        [[0.75, 0.25]]
+    With a noise matrix F it is p_k(x)·F[k, given] / Σ_j p_j(x)·F[j, given]; without one, p itself.
     """
     if noise_matrix is None:
         return probabilities
@@ -177,17 +171,9 @@ def label_issues(run: Run, **options: Any) -> None:
     As in `hesstune.clean`, probes on features of the network before its training give each label's
     probability, and they did not see the example. If the head is not the network's last operation on
     features, or there are few examples, the run's own network is used. It was trained on the labels, so it
-    finds too few errors. The noise matrix is estimated by the confident joint of the validation examples and
-    kept in label_issues.json, if there are enough. That file also holds the network's
-    agreement with suspected label errors and with the other labels, and the test of a given noise matrix.
-
-    Args:
-        run: A finished run.
-        **options: Options of `DeviceOptions`, by name.
-
-    Raises:
-        ConfigError: If an option is wrong.
-        RunError: If the run has not finished, or its data has changed since.
+    finds too few errors. label_issues.json holds the noise matrix by the confident joint of the validation
+    examples, the network's agreement with suspected label errors and with the other labels, and the test of a
+    given noise matrix. `options` are those of `DeviceOptions`.
     """
     asked = make_options(DeviceOptions, options)
     _ = run.outcome
@@ -295,11 +281,7 @@ def _estimate(run: Run, task: Task, feed: ModelInputs, model: nn.Module) -> Nois
 
 
 def save_thumbnails(run: Run, ids: Sequence[str]) -> None:
-    """Write examples.json: thumbnails, or texts, of some training or validation examples.
-
-    Raises:
-        RunError: If the run's data has changed since.
-    """
+    """Write examples.json: thumbnails, or texts, of some training or validation examples."""
     task, wanted = run.task(), set(ids)
     shown: dict[str, ExampleImage] = {}
     for part in (task.train, task.val):  # measured examples are held out by default
