@@ -18,7 +18,7 @@ from scipy.special import gammaln
 
 from data_files import PACS, data_string
 from hesstune.bounds.kinds.compression import compression_bound
-from hesstune.bounds.kl import kl_inverse, pac_bayes_kl
+from hesstune.bounds.kl import complexity, kl_inverse
 from hesstune.bounds.pick_to_learn import Picker
 from hesstune.data.examples import Examples
 from hesstune.data.load import load_task
@@ -97,7 +97,7 @@ def localised(train: Sample, k: int) -> dict[str, dict[str, float]]:
             error = _gibbs(u, y, w, sigma)
             for name, distance in distances.items():
                 kl = distance**2 / (2 * sigma**2)
-                risk = pac_bayes_kl(error, kl, n, DELTA * 0.8, len(PENALTIES) * len(SCALES))
+                risk = float(kl_inverse(error, complexity(kl, n, DELTA * 0.8, len(PENALTIES) * len(SCALES))))
                 if name not in best or risk < best[name]["risk"]:
                     best[name] = {"risk": risk, "kl": kl, "error": error, "penalty": penalty, "scale": scale}
     return best

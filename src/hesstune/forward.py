@@ -23,29 +23,17 @@ _NORMS = (F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm)
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> Any:
-    """Run the model on one batch with its weights as they are now, and return its output.
-
-    Modules in eval mode may keep tensors computed from earlier weights, or with the graph of an earlier
-    forward pass; these are cleared first (see `clear_caches`).
-    """
+    """Run the model with its weights as they are now: what it kept of earlier ones is cleared first."""
     if not model.training:
         clear_caches(model)
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 
 
 def logits_of(model: nn.Module, inputs: Inputs) -> torch.Tensor:
-    """Run the model on one batch and return its logits.
+    """Run the model on one batch, a tensor or a mapping of keywords, and return its logits, (N, K).
 
-    Args:
-        model: Any classifier; it may return a tensor, a tuple that starts with the logits, or an
-            object with a `logits` attribute (transformers).
-        inputs: A tensor (passed as the only argument) or a mapping (passed as keywords), batch first.
-
-    Returns:
-        The logits, (N, K).
-
-    Raises:
-        ModelError: If the output holds no (N, K) logits.
+    The model may return a tensor, a tuple that starts with the logits, or an object with a `logits`
+    attribute (transformers). ModelError if the output holds no (N, K) logits.
     """
     one = [len(value) == 1 for value in _tensors_by_example(inputs)[:1]] == [True]
     with DenseBatchNorm() if torch.is_grad_enabled() and one else nullcontext():
@@ -170,10 +158,8 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """Undo `torch.compile(module)` and `module.compile()` everywhere in a network, for good.
-
-    Returns:
-        The network itself, or its original if the whole network is compiled.
+    """Undo `torch.compile(module)` and `module.compile()` everywhere in a network, for good; return the
+    original.
     """
     while (original := model._modules.get(_ORIGINAL)) is not None:
         model = original
@@ -208,15 +194,6 @@ class DenseBatchNorm(TorchFunctionMode):
     input and the gradient is contiguous while the other one is in channels-last order with a stride of the
     first dimension that is not C·H·W. Such a gradient arises for `flatten(2).transpose(1, 2)` after the norm.
     The values of the output are correct, and so are gradients for two or more examples.
-
-    Example:
-        >>> x = torch.arange(8.0).view(1, 2, 2, 2).requires_grad_()
-        >>> factors = torch.arange(8.0).view(1, 4, 2)
-        >>> with DenseBatchNorm():
-        ...     z = torch.nn.functional.batch_norm(x, torch.zeros(2), torch.ones(2), eps=0.0)
-        >>> (z.flatten(2).transpose(1, 2) * factors).sum().backward()
-        >>> x.grad.flatten().tolist()
-        [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]
     """
 
     def __torch_function__(

@@ -63,15 +63,9 @@ def layer_names(model: nn.Module, inputs: Inputs | None = None) -> list[str]:
 
     A layer is a weight matrix: the `weight` of Linear, ConvNd and transformers' Conv1D, and the
     input projections of torch's MultiheadAttention. Names are those of `model.named_parameters()`, without
-    what `torch.compile` adds to them; a weight tied between modules is one layer.
-
-    Args:
-        model: The network.
-        inputs: One batch; if given, layers are ordered by their first use on it, and the ones
-            with a module that is not called come last.
-
-    Raises:
-        LayerError: If a layer's weight is computed (parametrized) and thus is no parameter.
+    what `torch.compile` adds to them; a weight tied between modules is one layer. With `inputs`, one batch,
+    layers are ordered by their first use on it, and those that are not called come last. LayerError if a
+    layer's weight is computed (parametrized) and thus is no parameter.
     """
     names = {id(p): name for name, p in named_parameters(model).items()}
     owners: dict[str, list[nn.Module]] = {}
@@ -137,12 +131,7 @@ class Reference:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Inputs | None = None) -> Reference:
-        """Clone the model's parameters and buffers as they are now.
-
-        Args:
-            model: The network at the start of fine-tuning.
-            inputs: One batch; if given, `layers()` follows the order of the forward pass.
-        """
+        """Clone a model's parameters and buffers; with `inputs`, a batch, layers follow its forward pass."""
         tensors = {name: tensor.detach().clone() for name, tensor in _named_tensors(model)}
         return cls(tensors, layer_names(model, inputs))
 
@@ -161,9 +150,6 @@ class Reference:
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
     def __repr__(self) -> str:
         return f"Reference({len(self._layers)} layers, {len(self._tensors)} tensors)"
@@ -206,13 +192,9 @@ class Reference:
     def distances(self, model: nn.Module, *, warn: bool = True) -> dict[str, float]:
         """Return ‖v_i‖, the Frobenius norm of W_i − W_i⁽ˢ⁾, of every layer.
 
-        Args:
-            model: The network.
-            warn: Warn of weight matrices that have changed but are not layers, such as embeddings,
-                recurrent weights and experts of three dimensions: they are left out.
-
-        Raises:
-            LayerError: If the model's names or shapes differ from the reference's.
+        Unless `warn` is False, warn of weight matrices that have changed but are not layers, such as
+        embeddings, recurrent weights and experts of three dimensions: they are left out. LayerError if the
+        model's names or shapes differ from the reference's.
         """
         self.check(model)
         if warn and (others := self.changed_others(model)):
@@ -222,11 +204,7 @@ class Reference:
         return self._norms(model, self._layers)
 
     def changed_others(self, model: nn.Module) -> list[str]:
-        """List the weight matrices that are not layers and differ from the reference.
-
-        Raises:
-            LayerError: If the model's names or shapes differ from the reference's.
-        """
+        """List the weight matrices that are not layers and differ from the reference."""
         self.check(model)
         layers = set(self._layers)
         names = [n for n, p in named_parameters(model).items() if n not in layers and is_matrix(p)]
@@ -264,24 +242,12 @@ class Reference:
         clear_caches(model)
 
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-        """Write the reference as a safetensors file; the layers' order goes in its metadata.
-
-        Args:
-            path: The file.
-            metadata: Further texts of its metadata.
-
-        Raises:
-            RunError: If it cannot be written: a former file is then as it was.
-        """
+        """Write the reference as a safetensors file; the layers' order and `metadata` go in its metadata."""
         save_tensors(Path(path), self._tensors, {**(metadata or {}), "layers": json.dumps(self._layers)})
 
     @classmethod
     def load(cls, path: str | Path) -> Reference:
-        """Read a reference written by `save`.
-
-        Raises:
-            RunError: If the file is missing or is no reference.
-        """
+        """Read a reference written by `save`; RunError if the file is missing or is none."""
         from safetensors import safe_open
 
         with reading(path, "a reference"):

@@ -44,10 +44,8 @@ class Resize:
 
     @classmethod
     def parse(cls, text: str, side: int = 224) -> Resize:
-        """Read `shorter:PIXELS:FILTER` or `both:PIXELS:FILTER`, with `:round` for `rounds`.
-
-        Raises:
-            ValueError: If it is not of this form.
+        """Read `shorter:PIXELS:FILTER` or `both:PIXELS:FILTER`, with `:round` for `rounds`; ValueError if it
+        is none.
         """
         parts = text.lower().split(":")
         rounds = parts[-1] == "round"

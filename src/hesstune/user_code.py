@@ -12,9 +12,6 @@ def import_user_module(name: str) -> ModuleType:
     """Import a module; a file of the working directory comes before a loaded or installed module.
 
     The module is run: use it with code that you trust. A loaded module of the same name stays loaded.
-
-    Raises:
-        ImportError: If there is no such module. Whatever the module's own code raises passes through.
     """
     directory = os.getcwd()
     if directory not in sys.path:

@@ -18,7 +18,7 @@ class Matrix(nn.Module):
 
 
 def measured(weight, start, norm):
-    delta = weight.double() - start.double()
+    delta = weight.detach().double() - start.double()
     return float(delta.norm() if norm == "frobenius" else delta.abs().sum(dim=1).max())
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hesstune import DistanceConstraint, Reference
+from hesstune import Reference
 from hesstune.constraints.distance import StartingPointPenalty, depth_scaled
 from hesstune.errors import ConfigError
 
@@ -62,10 +62,3 @@ def test_radii_grow_on_the_third_and_fourth_stage():
     plain = [f"{i}.weight" for i in range(9)]
     found = depth_scaled(dict.fromkeys(plain, 1.0), plain, 2.0, ["8.weight"])
     assert list(found.values()) == [1, 1, 1, 1, 2, 2, 4, 4, 1]
-
-
-def test_an_l2_penalty_shrinks_what_a_constraint_caps():
-    model, ref = moved_network()
-    far = ref.distances(model)
-    DistanceConstraint(model, ref, 0.5).project_()
-    assert all(d <= 0.5 * (1 + 1e-5) < far[name] for name, d in ref.distances(model).items())

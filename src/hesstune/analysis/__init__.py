@@ -8,7 +8,7 @@ from hesstune._lazy import lazily
 
 if TYPE_CHECKING:
     from hesstune.analysis.certify import certify_run
-    from hesstune.analysis.export import export_run
+    from hesstune.analysis.export import export_run, push_to_hub
     from hesstune.analysis.label_issues import label_posterior
     from hesstune.analysis.measure import measure_run, stability_of_run
     from hesstune.analysis.noise import check_noise
@@ -19,6 +19,7 @@ __all__ = [
     "export_run",
     "label_posterior",
     "measure_run",
+    "push_to_hub",
     "stability_of_run",
 ]
 
@@ -30,6 +31,7 @@ __getattr__, __dir__ = lazily(
         "export_run": "hesstune.analysis.export",
         "label_posterior": "hesstune.analysis.label_issues",
         "measure_run": "hesstune.analysis.measure",
+        "push_to_hub": "hesstune.analysis.export",
         "stability_of_run": "hesstune.analysis.measure",
     },
 )

@@ -66,10 +66,6 @@ def certify_run(
         run: A finished run.
         progress: Called with (steps done, steps in all, text).
         **options: Options of `CertifyOptions`, by name.
-
-    Raises:
-        ConfigError: If an option is wrong.
-        HesstuneError: If the run has not finished, or an assumption of the certificate fails.
     """
     asked = make_options(CertifyOptions, options)
     _ = run.outcome
@@ -246,17 +242,10 @@ def _inputs(case: CertifiedRun, part: Examples, loaded: LoadedModel, rows: Rows)
 def check_run(run: Run, **options: Unpack[CheckKeywords]) -> Path:
     """Draw examples for a person to label, for `certify --checked-labels`; write the sheet to fill in.
 
-    It goes to the run's folder and has the columns id, text (of texts) and an empty true_label. The given
-    labels are not shown, so that they do not influence the person. The draw is recorded: an example that is
-    left empty counts as an error of the network, and each further sheet of a run pays a part of delta.
-
-    Args:
-        run: A finished run.
-        **options: Options of `CheckOptions`, by name.
-
-    Raises:
-        DataError: If there are no examples to draw from, or the weights before fine-tuning have seen some.
-        RunError: If the sheet is there: it may be filled in already.
+    It has the columns id, text (of texts) and an empty true_label. The given labels are not shown, so that
+    they do not influence the person. The draw is recorded: an example that is left empty counts as an error
+    of the network, and each further sheet of a run pays a part of delta. `options` are those of
+    `CheckOptions`.
     """
     asked = make_options(CheckOptions, options)
     _ = run.outcome

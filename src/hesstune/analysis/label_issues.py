@@ -151,15 +151,9 @@ SIDE, LETTERS = 48, 400
 def label_posterior(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], noise_matrix: NoiseMatrix | None
 ) -> NDArray[np.float64]:
-    """Return P(true = k | x, given label), (N, K), rows sum to 1.
+    """Return P(true = k | x, given label), (N, K), of p, the network's prediction of the true label.
 
-    With a noise matrix F it is p_k(x)·F[k, given] / Σ_j p_j(x)·F[j, given], where p is the network's
-    prediction of the true label; without one, p itself.
-
-    Example:
-        >>> p = np.array([[0.9, 0.1]])
-        >>> label_posterior(p, np.array([1]), NoiseMatrix.symmetric(2, 0.25)).round(2).tolist()
-        [[0.75, 0.25]]
+    With a noise matrix F it is p_k(x)·F[k, given] / Σ_j p_j(x)·F[j, given]; without one, p itself.
     """
     if noise_matrix is None:
         return probabilities
@@ -291,11 +285,7 @@ def _estimate(run: Run, task: Task, feed: ModelInputs, model: nn.Module) -> Nois
 
 
 def save_thumbnails(run: Run, ids: Sequence[str]) -> None:
-    """Write examples.json: thumbnails, or texts, of some training or validation examples.
-
-    Raises:
-        RunError: If the run's data has changed since.
-    """
+    """Write examples.json: thumbnails, or texts, of some training or validation examples."""
     task, wanted = run.task(), set(ids)
     shown: dict[str, ExampleImage] = {}
     for part in (task.train, task.val):  # measured examples are held out by default

@@ -49,11 +49,7 @@ class LabelProvenance:
 
 
 def read_label_provenance(run: Run, task: Task, asked: CertifyOptions) -> LabelProvenance:
-    """Read from a run what is known about the noise, and which choices used the examples.
-
-    Raises:
-        DataError: If the labels have no noise matrix, or a column of the data may group the examples.
-    """
+    """Read from a run what is known about the noise, and which choices used the examples."""
     config = run.config
     used = {
         "normalisation": bool(config.mean or config.std),
@@ -126,17 +122,11 @@ def run_noise_knowledge(
 ) -> str:
     """Return how the noise of a run's labels is known: `none`, or one of NOISE_KNOWLEDGE.
 
-    Args:
-        config: The run's configuration.
-        task: Its examples, as labelled.
-        stated: What the user states; `auto` reads it from the configuration. Labels of a label model, hard or
-            soft, are true only if the user states `none`.
-        matrix: The noise matrix of the run's loss, with its origin. If noise was injected, the bound uses the
-            injected matrix, which is known. An estimated matrix that the user gave in a file still counts: it
-            means that the labels were noisy before. An estimate that the run made itself does not count.
-
-    Raises:
-        DataError: If the run contradicts what the user states.
+    `stated` is what the user states; `auto` reads it from the configuration. Labels of a label model are true
+    only if the user states `none`. `matrix` is that of the run's loss, with its origin. If noise was
+    injected, the bound uses the injected matrix, which is known. An estimated matrix that the user gave in a
+    file still counts: it means that the labels were noisy before. An estimate that the run made itself does
+    not count.
     """
     if stated == "none":
         if config.inject_noise:
@@ -216,9 +206,6 @@ def add_class_conditional_test(
     The test of confident predictions can refuse the certificate. The permutation test is exact for true
     classes only: it also rejects if features mix the classes, so its result is only printed. Noise that
     hesstune injected depends on the true class alone and is not tested.
-
-    Raises:
-        RefutedNoiseError: If the test of confident predictions rejects, unless a diagnostic was requested.
     """
     if noise_matrix is None:
         return certificate
@@ -268,8 +255,7 @@ def dependence_on_input(
 ) -> Conditional | None:
     """Test the labels within true classes, or within the most probable classes of confident examples.
 
-    `probs` are out-of-sample probabilities of the given labels, (N, K). The result is None if every class has
-    too few examples.
+    `probs`, (N, K), are out-of-sample probabilities of the given labels. None if every class is too small.
     """
     if true is not None:
         rows, classes = np.arange(len(features)), true
@@ -297,9 +283,6 @@ def check_confident(
     class is easiest. A matrix that overstates the noise there is refuted, even if it is right on average.
     Given the inputs, the labels of the halves are independent, so the tests are exact; their levels sum to
     at most the level of one test.
-
-    Raises:
-        RefutedNoiseError: If a test rejects.
     """
     order = np.random.default_rng([seed, HALVES_KEY]).permutation(len(labels))
     first, second = np.array_split(order, 2)

@@ -155,10 +155,9 @@ class MeasuredNetwork:
             self.net, self.batches(), sigmas, samples, seed, all_reduce_sum=all_reduce_sum, **options
         )
 
-    def certify(self, rows: NDArray[np.int64] | None = None, **options: Any) -> Certificate:
-        """Certify on all examples, or on some; options are those of `hesstune.certify`."""
-        rows = np.arange(len(self.labels)) if rows is None else rows
-        examples = InputExamples(self.feed, rows, self.labels)
+    def certify(self, **options: Any) -> Certificate:
+        """Certify on all examples; options are those of `hesstune.certify`."""
+        examples = InputExamples(self.feed, np.arange(len(self.labels)), self.labels)
         return certify(self.net, self.reference, examples, distributed=True, **options)
 
 
@@ -183,10 +182,6 @@ def measure_run(
         progress: Called with (examples done, examples in all, text).
         on_forecast: Called with the memory forecast before the first example is measured.
         **options: Options of `MeasureOptions`, by name.
-
-    Raises:
-        ConfigError: If an option is wrong.
-        RunError: If the run has not finished, or its data has changed since.
     """
     asked = make_options(MeasureOptions, options)
     task, examples, network = _measured(run, asked, asked.part)
@@ -217,14 +212,7 @@ def stability_of_run(
 ) -> list[Stability]:
     """Measure a finished run's noise stability over a range of σ; write noise_stability.json beside it.
 
-    Args:
-        run: A finished run.
-        sigmas: Standard deviations of the noise on the weights.
-        **options: Options of `StabilityOptions`, by name.
-
-    Raises:
-        ConfigError: If an option is wrong.
-        RunError: If the run has not finished, or its data has changed since.
+    `sigmas` are standard deviations of the noise on the weights, `options` those of `StabilityOptions`.
     """
     asked = make_options(StabilityOptions, options)
     network = _measured(run, asked, "train")[2]

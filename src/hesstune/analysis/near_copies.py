@@ -125,10 +125,8 @@ class NearCopies:
         return cls(task, groups, repeats, seed, diagnostic, start or SeenStart())
 
     def apart(self, first: Rows, rest: Rows) -> tuple[Rows, Rows, Found]:
-        """Leave out of a prior's examples, `first`, what has a near-duplicate among the bound's, `rest`.
-
-        Returns:
-            Training and validation examples that may train and select the prior; and what was left out.
+        """Return the rows of `first`, and validation rows, without near-duplicates of the bound's; and what
+        was found.
         """
         train, val = self.groups["train"], self.groups["val"]
         kept = first[~np.isin(train[first], train[rest])]
@@ -150,9 +148,8 @@ class NearCopies:
         return kept, selecting, found
 
     def counted(self, part: str, rows: Rows, seen: bool = False) -> tuple[Rows, Found]:
-        """Return the examples of `train` or `test` that a bound counts on, and what was found among them.
-
-        `seen` says whether what is certified has learnt from the training and validation examples.
+        """Return the rows that a bound counts on, and what was found; `seen`: the network learnt from
+        training's.
         """
         count, examples = len(rows), self.task.train if part == "train" else self.task.test
         found = Found()

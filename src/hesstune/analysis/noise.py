@@ -88,9 +88,7 @@ def check_noise(run: Run, seed: int = 0, device: str = "auto") -> NoiseCheck:
         whether noise depends on the example, and sentences about them.
 
     Raises:
-        ConfigError: If an option is wrong.
-        RunError: If the run has not finished.
-        DataError: If there are too few examples.
+        HesstuneError: If an option is wrong, the run has not finished, or there are too few examples.
     """
     asked = make_options(NoiseCheckOptions, {"seed": seed, "device": device})
     _ = run.outcome
@@ -180,8 +178,7 @@ def _estimates(material: Material, given: NoiseMatrix) -> tuple[list[Estimated |
 def perturbed(noise_matrix: NoiseMatrix, off: float, direction: str, seed: int = 0) -> NoiseMatrix | None:
     """Return F moved by `off` in total variation, row by row on average; None if that is impossible.
 
-    `too little` moves it towards the identity, `too much` towards uniform rows, `misplaced` towards
-    random ones.
+    Towards the identity (`too little`), uniform rows (`too much`) or random ones (`misplaced`).
     """
     k = noise_matrix.k
     ends = {

@@ -28,14 +28,11 @@ def predict(run: Run | str | Path, data: Any, **options: Unpack[PredictKeywords]
 
     Args:
         run: A run or its folder.
-        data: As for `hesstune.finetune`: a string as on the command line, or an object; labels are not
-            needed, so texts, arrays or images alone are enough.
+        data: As for `hesstune.finetune`; labels are not needed, so texts, arrays or images alone are enough.
         **options: Options of `PredictOptions`, by name.
 
     Raises:
-        ConfigError: If an option is wrong.
-        RunError: If the run is missing or has not finished.
-        DataError: If the data cannot be used.
+        HesstuneError: If an option is wrong, the run has not finished, or the data cannot be used.
 
     Example:
         >>> predictions = predict("runs/a", "folder:photos")    # doctest: +SKIP
@@ -55,10 +52,7 @@ def predict_with(
     data: Any,
     asked: PredictOptions | None = None,
 ) -> Predictions:
-    """Predict with a network in memory, with the input options of its run; see `predict`.
-
-    The network is moved to the device.
-    """
+    """Predict with a network in memory, moved to the device, with the input options of its run."""
     asked = asked or make_options(PredictOptions, {})
     target = pick_device(asked.device)
     loaded_data = load_examples(

@@ -100,11 +100,8 @@ class TrainedPrior:
 def train_prior(case: CertifiedRun) -> TrainedPrior:
     """Repeat the run's configuration on a part that is drawn uniformly, or load an earlier result.
 
-    Validation examples may select the prior. It is kept in the run's folder and trained once.
-
-    Raises:
-        DataError: If a part would have no examples, or the run's configuration has options that were
-            chosen on all examples.
+    Validation examples may select the prior. It is kept in the run's folder and trained once. DataError if a
+    part would be empty, or the configuration has options that were chosen on all examples.
     """
     run, task = case.run, case.task
     _refuse_leaks(run)
@@ -128,10 +125,7 @@ def train_prior(case: CertifiedRun) -> TrainedPrior:
 
 
 def posterior_network(case: CertifiedRun, prior: TrainedPrior | None) -> BoundNetwork:
-    """Return the run's network, or a posterior around a trained prior, for a PAC-Bayes bound.
-
-    The method `certified` trains the posterior from the prior on all examples.
-    """
+    """Return the run's network, or a posterior that `certified` trains around a prior, for PAC-Bayes."""
     if prior is None:
         run = case.run
         return BoundNetwork(_train_part(case), run.loaded(), run.reference(), run.outcome.posterior)
@@ -160,8 +154,7 @@ def unseen_network(case: CertifiedRun, prior: TrainedPrior | None) -> BoundNetwo
 def picked_network(case: CertifiedRun, prior: TrainedPrior | None) -> BoundNetwork:
     """Return a network that `pick_to_learn` trained, for a compression bound.
 
-    It is the run's if the run used this method on these examples. Otherwise it is trained in the run's
-    folder, from the trained prior or from the network before fine-tuning.
+    The run's own if it used this method on these examples; else it is trained, from the prior or the start.
     """
     run, is_picked = case.run, case.run.config.method == PICKING
     if prior is None:

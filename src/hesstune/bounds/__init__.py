@@ -10,7 +10,7 @@ from hesstune._lazy import lazily
 
 if TYPE_CHECKING:
     from hesstune.bounds.kinds.pac_bayes import certify
-    from hesstune.bounds.kl import gaussian_kl, kl_inverse, pac_bayes_kl
+    from hesstune.bounds.kl import kl_inverse
     from hesstune.bounds.record import Certificate
     from hesstune.noise.confidence import NoiseConfidenceSet, confidence_upper
 
@@ -19,9 +19,7 @@ __all__ = [
     "NoiseConfidenceSet",
     "certify",
     "confidence_upper",
-    "gaussian_kl",
     "kl_inverse",
-    "pac_bayes_kl",
 ]
 
 _KINDS = Path(__file__).parent / "kinds"
@@ -47,8 +45,6 @@ __getattr__, __dir__ = lazily(
         "NoiseConfidenceSet": "hesstune.noise.confidence",
         "certify": "hesstune.bounds.kinds.pac_bayes",
         "confidence_upper": "hesstune.noise.confidence",
-        "gaussian_kl": "hesstune.bounds.kl",
         "kl_inverse": "hesstune.bounds.kl",
-        "pac_bayes_kl": "hesstune.bounds.kl",
     },
 )

@@ -29,9 +29,7 @@ PASSES = 100  # draws of the head for each example, if the head alone is trained
 
 @dataclass(frozen=True)
 class Draws:
-    """Counts of each pair of label and prediction over m weight draws.
-
-    Draw j counts on block j mod B of a partition of the n examples, so that m/B draws see each
+    """Counts of label and prediction over m draws; draw j counts on block j mod B, so m/B draws see an
     example.
     """
 
@@ -110,13 +108,8 @@ def _tally(logits: torch.Tensor, targets: torch.Tensor) -> Array:
 class WeightDraws:
     """Draws of all trained weights, each counted on a block of examples.
 
-    Each draw is seeded by its number, so that several processes count the same draws as one process.
-
-    Args:
-        model: The network, in eval mode; its trained parameters are changed, within `restoring`.
-        means: The means of the trained parameters, which it yields.
-        data: The examples.
-        k: The number of classes.
+    Each draw is seeded by its number, so that several processes count the same draws as one process. `means`
+    are the trained parameters' values, as `restoring` yields them; `model` is in eval mode and changed.
     """
 
     default_draws = 2048
@@ -174,16 +167,9 @@ def _start(generator: torch.Generator) -> int:
 class HeadDraws:
     """Draws of the last linear layer, a fresh one for every example, through its logits.
 
-    For one example the logits W x + b with independent Gaussian W, b are independent Gaussians of mean
-    Ŵ x + b̂ and variance Σ_j σ_kj² x_j² + σ_k²; so each example is its own block, and the
-    features are computed once.
-
-    Args:
-        features: Inputs of the head, (n, d).
-        targets: Labels, (n,).
-        weight: Name of the weight, (K, d); None if it is fixed.
-        bias: Likewise, (K,).
-        logits: The unperturbed logits, (n, K).
+    For one example the logits W x + b with independent Gaussian W, b are independent Gaussians of mean Ŵ x +
+    b̂ and variance Σ_j σ_kj² x_j² + σ_k²; so each example is its own block, and the features, (n, d), are
+    computed once. `weight` and `bias` are the names of what is random, None for what is fixed.
     """
 
     def __init__(

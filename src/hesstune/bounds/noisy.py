@@ -36,11 +36,7 @@ _EPS = float(np.finfo(np.float64).eps)
 
 
 def read_noise(noise_matrix: Any) -> Noise:
-    """Return a confidence set as it is, and any other noise matrix as an array.
-
-    Raises:
-        NoiseMatrixError: If F is not row-stochastic.
-    """
+    """Return a confidence set as it is, and any other noise matrix as a row-stochastic array."""
     if isinstance(noise_matrix, NoiseConfidenceSet):
         return noise_matrix
     return stochastic_matrix(getattr(noise_matrix, "array", noise_matrix))
@@ -79,10 +75,7 @@ class CleanLoss:
         return float(np.clip((np.asarray(confusion) * scaled).sum(), 0.0, 1.0))
 
     def risk(self, unit: float) -> float:
-        """Return min(1, a + (b − a)·unit): from the scaled mean back to the risk.
-
-        An upper bound below 0 is kept: it refutes the noise matrix that L is made for.
-        """
+        """Return min(1, a + (b − a)·unit). A value below 0 is kept: it refutes the noise matrix of L."""
         return float(min(1.0, self.low + (self.high - self.low) * unit))
 
 
@@ -148,10 +141,9 @@ def _lifted(name: str, matrix: Array, noise: Noise) -> CleanLoss:
 
 
 def inverse_loss(noise: Noise) -> CleanLoss:
-    """Return L = 1 − F⁻¹. Its mean over noisy labels *equals* the clean 0-1 risk.
+    """Return L = 1 − F⁻¹, with range [1 − max F⁻¹, 1 − min F⁻¹]; its noisy mean *equals* the clean risk.
 
-    Its range is [1 − max F⁻¹, 1 − min F⁻¹]. (Natarajan et al., Learning with noisy labels, 2013,
-    Lemma 1, for the 0-1 loss and K classes; the paper's consistent loss.)
+    Natarajan et al. 2013, Lemma 1, for the 0-1 loss and K classes; the paper's consistent loss.
     """
     centre = centre_of(noise)
     if np.linalg.matrix_rank(centre, tol=1e-10) < len(centre):
@@ -172,9 +164,7 @@ def margin_of(noise: Noise) -> tuple[float, float]:
     """Return c and γ with P(h ≠ ỹ) ≥ c + γ·P(h ≠ y) for every h and every F of the noise.
 
     c = min_i (1 − F_ii) and γ = min_i (F_ii − max_{j≠i} F_ij) > 0, each for the worst entries.
-
-    Raises:
-        NoiseMatrixError: If some class may not be its own most likely noisy label.
+    NoiseMatrixError if some class may not be its own most probable noisy label.
     """
     lower, upper = ends_of(noise)
     diagonal, others = np.diag(lower), (upper - 2 * np.eye(len(upper))).max(axis=1)
@@ -193,11 +183,8 @@ def linear_program_loss(noise: Noise, trade: float) -> CleanLoss:
 
     A small `trade` tends to 1 − F⁻¹ (unbiased, wide range), a large one to a narrow range with a
     mean above the clean risk. The expected mean is taken at uniform classes and a fixed error rate, so
-    L depends on F alone. Over a confidence set the constraint holds for every F in it.
-
-    Raises:
-        ConfigError: If trade is negative or there are too many classes for the program.
-        NoiseMatrixError: If no such L exists, for example if two classes have equal rows of F.
+    L depends on F alone. Over a confidence set the constraint holds for every F in it. NoiseMatrixError if no
+    such L exists, for example if two classes have equal rows of F.
     """
     k = len(centre_of(noise))
     if not trade >= 0 or k > _MAX_CLASSES:
@@ -245,11 +232,8 @@ def _program(noise: Noise, k: int, trade: float) -> tuple[Array, sparse.csr_matr
 def clean_losses(noise: Noise) -> list[CleanLoss]:
     """Return the finite family of losses that a certificate chooses from; delta pays for its size.
 
-    The family depends on the noise alone, never on the examples: the inverse, the margin loss, and one linear
-    program for each of TRADES, as far as they exist for this noise.
-
-    Raises:
-        NoiseMatrixError: If no loss exists for this noise.
+    It depends on the noise alone, never on the examples: the inverse, the margin loss, and one linear program
+    for each of TRADES, as far as they exist; NoiseMatrixError if none does.
     """
     makers: list[Callable[[], CleanLoss]] = [
         partial(inverse_loss, noise),
@@ -325,9 +309,6 @@ def check_floor(
     The test is P(Bin(n, floor) ≤ errors) on all examples at half of the level 0.01·δ, and on the examples of
     each predicted class at 1/(2K) of it. It is exact for a network that was fixed before the examples. It
     refuses the true matrix with probability at most 0.01·δ, plus the failure probability of a confidence set.
-
-    Raises:
-        RefutedNoiseError: If the test rejects.
     """
     if noise is None:
         return
@@ -361,10 +342,7 @@ def check_noisy_risk(upper: float, noise: Noise | None, level: float) -> None:
 
 
 def check_bound(risk: float, noise: Noise | None, delta: float) -> None:
-    """Refuse a noise matrix under which an upper bound on the true error is below 0.
-
-    Under the true matrix this happens only if the bound fails, with probability at most delta.
-    """
+    """Refuse a noise matrix under which an upper bound is below 0: true ones do with probability ≤ delta."""
     if noise is not None and risk < 0:
         raise RefutedNoiseError(
             f"the noise matrix is refuted: under it the true error would be at most {risk:.4g}, below 0, "

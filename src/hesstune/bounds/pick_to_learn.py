@@ -41,17 +41,6 @@ class Picker:
     s_i on example i alone. So the scheme is preferent: leaving out examples that are not picked changes
     neither the picks nor the head, and an example that the head misclassifies would have been picked.
     Paccagnan, Campi & Garatti, The Pick-to-Learn algorithm (NeurIPS 2023).
-
-    Raises:
-        DataError: If a feature is not finite, or the features of an example are all zero (under `center`:
-            all equal).
-
-    Example:
-        >>> x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
-        >>> y = (x[:, 0] > 0).long().numpy()
-        >>> found = Picker(x, y, torch.zeros(200, 2)).run()
-        >>> found.done, len(found.kept) < 30
-        (True, True)
     """
 
     features: torch.Tensor  # x, (N, D)

@@ -35,10 +35,6 @@ class BoundGradient:
 
         By the implicit function theorem at p = kl⁻¹(q, c), ∂p/∂q : ∂p/∂c = ln[p(1 − q)/(q(1 − p))] : 1,
         and ∂c/∂KL = 1/n.
-
-        Example:
-            >>> 0.3 < BoundGradient(1000, 0.05, 1).kl_weight(0.1, 100.0) * 1000 < 1.5
-            True
         """
         q, c = min(max(loss, 1e-4), _MOST), complexity(kl, self.n, self.delta, self.family)
         low, high = q, 1.0

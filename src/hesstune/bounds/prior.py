@@ -26,11 +26,7 @@ _ROUNDINGS = 16
 
 
 def random_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the trained parameters, by name: those that get noise and count in the KL.
-
-    Raises:
-        LayerError: If every parameter has requires_grad=False.
-    """
+    """Return the trained parameters, by name: those that get noise and count in the KL."""
     chosen = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
     if not chosen:
         raise LayerError(
@@ -45,12 +41,6 @@ def base_deviations(model: nn.Module, ref: Reference) -> dict[str, float]:
 
     The root mean square of its reference values; if those are zero (a new head), 1/√fan_in of the
     module that owns it, as for torch's own initial values.
-
-    Example:
-        >>> model = nn.Linear(4, 2)
-        >>> _ = nn.init.zeros_(model.weight), nn.init.constant_(model.bias, 3.0)
-        >>> base_deviations(model, Reference.of(model))
-        {'weight': 0.5, 'bias': 3.0}
     """
     fan_in = {}
     for path, module in named_modules(model).items():
@@ -128,12 +118,7 @@ class PriorFamily:
         scales: Sequence[float] | None = None,
         ratios: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
     ) -> PriorFamily:
-        """Make the family from a grid of global scales and one or more sets of ratios.
-
-        Raises:
-            LayerError: If a pattern matches no trained parameter, or none matches a parameter.
-            ConfigError: If a scale or ratio is not above 0.
-        """
+        """Make the family from a grid of global scales and one or more sets of ratios."""
         base, parameters = base_deviations(model, ref), random_parameters(model)
         grid = tuple(positive("a prior scale", s) for s in (PRIOR_SCALES if scales is None else scales))
         sets = [{"*": 1.0}] if ratios is None else [ratios] if isinstance(ratios, Mapping) else list(ratios)

@@ -51,7 +51,7 @@ class Certificate(Stored):
         delta: Probability of failure.
         shares: How delta is split.
         classes: K.
-        sigma: Posterior's standard deviation of each trained parameter (root mean square of its entries).
+        sigma: Posterior's deviation of each trained parameter (root mean square of its entries).
         prior_sigma: The chosen prior's.
         distance: ‖W − W⁽ˢ⁾‖ of each trained parameter.
         kl_terms: Each parameter's share of the KL.
@@ -62,21 +62,15 @@ class Certificate(Stored):
         noise: How the labels' noise is known.
         assumptions: Conditions of the bound.
         failures: Conditions that do not hold; if any, this is a diagnostic and no certificate.
-        held_out: Errors on the given labels, n and the bound on the clean error for the unperturbed network
-            on held-out examples, if given; the exact binomial bound if their labels are true.
+        held_out: Errors, n and the bound of the unperturbed network on held-out examples, if given.
         bound: The kind of bound, one of `hesstune.bounds.BOUNDS`.
-        numbers: What else the bound is computed from; the class of the bound describes them (`record`).
+        numbers: What else the bound is computed from; `record` of the bound's class describes them.
         held_out_labels: `true`, `noisy` as the certificate's own, or `unknown` (no bound follows).
         tried: {kind of bound: risk} of the kinds that shared delta, if the smallest was taken.
-        near_duplicates: {what: number of examples}: near-duplicates that were counted or left out; empty if
-            no search was made.
+        near_duplicates: {what: number of near-duplicates counted or left out}; empty without a search.
         number: How many different certificates the run folder has had, this one included.
         smallest: The smallest of them at delta divided by their number: it holds whichever is reported.
-        noise_dependence: Permutation test of whether the noise depends on the input, as
-            `hesstune.noise.instance.Conditional`; empty if not run.
-
-    Raises:
-        ValueError: If a field is missing, or has a wrong type or value.
+        noise_dependence: `hesstune.noise.instance.Conditional` of the permutation test; empty if not run.
     """
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
@@ -152,20 +146,12 @@ class Certificate(Stored):
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the certificate as JSON.
-
-        Raises:
-            RunError: If it cannot be written; an existing file is then unchanged.
-        """
+        """Write the certificate as JSON, whole or not at all."""
         write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> Certificate:
-        """Read a certificate written by `save`.
-
-        Raises:
-            RunError: If the file is missing or is no certificate.
-        """
+        """Read a certificate written by `save`; RunError if the file is missing or is none."""
 
         def content() -> Any:
             record = json.loads(read_text(Path(path)))
@@ -215,25 +201,14 @@ class Certificate(Stored):
 
     @classmethod
     def of_facts(cls, facts: Mapping[str, Any]) -> Certificate:
-        """Make a certificate from the result of `facts`; all other fields are empty.
-
-        Raises:
-            KeyError: If a fact is missing.
-            ValueError: If a fact has a wrong type or value.
-        """
+        """Make a certificate from the result of `facts`; KeyError or ValueError if one is missing or bad."""
         return cls.model_validate({name: facts[name] for name in _FACTS})
 
     @classmethod
     def of_network(
         cls, bound: str, numbers: dict[str, float], *, n: int, delta: float, classes: int, **fields: Any
     ) -> Certificate:
-        """Make the certificate of a network without weight noise, from its counts.
-
-        Example:
-            >>> c = Certificate.of_network("compression", {"kept": 10.0}, n=100, delta=0.05, classes=2)
-            >>> round(c.risk, 4)
-            0.2051
-        """
+        """Make the certificate of a network without weight noise, from its counts."""
         kind = bound_class(bound)
         fields = {
             "shares": {kind.share: delta, "noise": 0.0},
@@ -362,11 +337,7 @@ class Bound(ABC):
     @classmethod
     @abstractmethod
     def evaluate(cls, network: Network, prior: Prior | None, sample: Sample) -> Certificate:
-        """Return the certificate of a network on a sample.
-
-        Raises:
-            HesstuneError: If a condition of the bound fails.
-        """
+        """Return the certificate of a network on a sample; HesstuneError if a condition fails."""
 
     @staticmethod
     @abstractmethod

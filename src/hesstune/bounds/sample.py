@@ -40,11 +40,7 @@ _REREAD = 16
 
 
 def network_logits(model: nn.Module, inputs: Inputs) -> torch.Tensor:
-    """Return the logits of inputs, which are moved to the network's device.
-
-    Images are made channels last if the network's convolutions are: both together run about twice as fast on
-    a CPU.
-    """
+    """Return the logits of inputs on the network's device; images channels last as its convolutions are."""
     there = moved(inputs, next(model.parameters()).device)
     if isinstance(there, torch.Tensor) and there.ndim == 4:
         weights = (p for p in model.parameters() if p.ndim == 4)
@@ -55,11 +51,7 @@ def network_logits(model: nn.Module, inputs: Inputs) -> torch.Tensor:
 
 
 class Conditions:
-    """Collects failed conditions: raises the first one, or records all of them for a diagnostic.
-
-    Args:
-        diagnostic: True to continue and mark the result as no certificate.
-    """
+    """Failed conditions: the first one is raised, or for a diagnostic all are collected."""
 
     def __init__(self, diagnostic: bool = False) -> None:
         self.diagnostic = diagnostic
@@ -83,23 +75,9 @@ class BoundData:
     """Map-style examples, in a random order fixed by the seed, in blocks whose sizes differ by at most 1.
 
     A data set with a method `batch` gives (inputs, targets) of a list of indices by it, with any padding:
-    padding marked by `attention_mask` is ignored when inputs are compared.
-
-    Args:
-        dataset: Has a length and gives (input, target) by index; an input is a tensor or a mapping of
-            tensors, a target a class index.
-        block: The largest size of a block.
-        seed: Fixes the order, without looking at the examples.
-        what: Name of the examples in errors.
-        distributed: Whether each process iterates over its own blocks: every world-th, from its rank. All
-            blocks are read once.
-
-    Attributes:
-        sizes: The sizes of all blocks.
-        own: The numbers of the blocks that this process iterates over.
-        order: (n,) the index of each example of the blocks in the data set.
-        digests: A digest of each input, in this order.
-        labels: (n,) int64, in this order.
+    padding marked by `attention_mask` is ignored when inputs are compared. With `distributed`, each process
+    iterates over every world-th block (`own`), from its rank; all blocks are read once. `order`, `digests`
+    and `labels` are in the order of the blocks.
 
     Raises:
         DataError: If the data set is not map-style, empty, or its items are no (input, target) pairs.
@@ -306,11 +284,7 @@ class Sample:
 
     @classmethod
     def read(cls, model: nn.Module, dataset: Any, options: BoundOptions) -> Sample:
-        """Read all examples; check that they are a proper sample and separate from the others.
-
-        Raises:
-            HesstuneError: If a condition fails.
-        """
+        """Read all examples; check that they are a proper sample and separate from the others."""
         conditions, size, seed = Conditions(options.diagnostic), options.block_size, options.seed
         _check_knowledge(conditions, options)
         data = BoundData(dataset, size, seed, distributed=options.distributed)

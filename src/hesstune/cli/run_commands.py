@@ -381,13 +381,27 @@ def export(
     run: RUN,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder to write")],
     output: Output,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="write model.onnx, too, checked against torch")
+    ] = False,
+    hub: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", metavar="NAME", help="upload the folder to the Hugging Face Hub"),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="make a new repository of the Hub private")
+    ] = False,
     overwrite: Annotated[bool, replacing("an earlier export")] = False,
 ) -> None:
-    """Write a run's network as a folder for transformers, or as safetensors."""
-    from hesstune.analysis.export import export_run
+    """Write a run's network for transformers, sentence-transformers, ONNX and the Hugging Face Hub."""
+    from hesstune.analysis.export import export_run, push_to_hub
     from hesstune.runs.run import Run
 
-    how = export_run(Run.load(run), folder, overwrite=overwrite)
+    how = export_run(Run.load(run), folder, overwrite=overwrite, onnx=onnx)
     output.say(f"Written: {folder}", f"Load it with: {how}")
-    record = {"path": str(folder), "load": how, "files": sorted(p.name for p in folder.iterdir())}
+    address = None if hub is None else push_to_hub(folder, hub, private=private)
+    if address:
+        output.say(f"Uploaded: {address}")
+    written = sorted(path.name for path in folder.iterdir())
+    record = {"path": str(folder), "load": how, "files": written, "hub": address}
     output.end(record, command_line("report", run))

@@ -22,16 +22,10 @@ NORMS = ("frobenius", "mars")
 
 
 def resolve_radii(layers: list[str], radius: float | Mapping[str, float]) -> dict[str, float]:
-    """Map layer names to radii.
+    """Map layer names to radii: one radius for all, or {fnmatch pattern: radius}.
 
-    Args:
-        layers: The layers' names.
-        radius: One radius for all, or {fnmatch pattern: radius}; the first match wins, and a layer
-            that no pattern matches is not constrained.
-
-    Raises:
-        ConfigError: If a radius is not above zero.
-        LayerError: If a pattern matches no layer.
+    The first pattern that matches decides; a layer that none matches is not constrained. ConfigError if a
+    radius is not above zero, LayerError if a pattern matches no layer.
     """
     if not isinstance(radius, Mapping):
         value = positive("radius", radius)
@@ -72,12 +66,7 @@ def check_finite(distances: Mapping[str, float]) -> None:
 
 
 def weight_norm(weight: torch.Tensor, norm: str) -> float:
-    """Return a weight's norm: Frobenius, or MARS, the largest absolute row sum.
-
-    Example:
-        >>> weight_norm(torch.tensor([[3.0, -4.0], [1.0, 0.0]]), "mars")
-        7.0
-    """
+    """Return a weight's norm: Frobenius, or MARS, the largest absolute row sum."""
     if norm == "mars":
         return float(weight.double().flatten(1).abs().sum(dim=1).max())
     return float(weight.double().norm())
@@ -95,10 +84,6 @@ def depth_scaled(
     The stages are those of a residual network if its names show them, else the third and fourth quarter of
     the layers; the head keeps its radius. Source: the code of the paper (there for ResNets); Li and Zhang
     2021 let the radii of a layer grow by a constant factor.
-
-    Example:
-        >>> depth_scaled(dict.fromkeys("abcd", 1.0), list("abcd") + ["h"], 2.0, ["h"])
-        {'a': 1.0, 'b': 1.0, 'c': 2.0, 'd': 4.0}
     """
     scale = positive("radius scale", scale)
     body = [name for name in layers if name not in heads]
@@ -210,15 +195,6 @@ class DistanceConstraint:
         Args:
             model: A copy of the model, such as an average of its weights; wrappers that keep it as `module`
                 (AveragedModel, ModelEmaV3, DistributedDataParallel) are opened. Default: the model.
-
-        Example:
-            >>> model = nn.Linear(2, 2, bias=False)
-            >>> con = DistanceConstraint(model, Reference.of(model), radius=1.0)
-            >>> average = torch.optim.swa_utils.AveragedModel(model)
-            >>> with torch.no_grad():
-            ...     _ = average.module.weight.add_(2.0)
-            >>> {name: round(distance, 3) for name, distance in con.outside(average).items()}
-            {'weight': 4.0}
         """
         inner = self.model if model is None else model
         while inner is not self.model and isinstance(getattr(inner, "module", None), nn.Module):

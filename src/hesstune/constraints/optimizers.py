@@ -23,14 +23,10 @@ WEIGHTS = frozenset({
 
 @dataclass
 class Kept:
-    """A weight that an optimizer keeps.
+    """A weight that an optimizer keeps beside a parameter; it is written to in place.
 
-    Attributes:
-        name: The name of the parameter that it belongs to.
-        tensor: The weight; written to in place. For an average that is not stored, a tensor made from the
-            parameter y and the iterate z of a schedule-free optimizer, x = (y − (1 − β)·z) / β.
-        beta: β of an average that is not stored; None for stored weights.
-        z: The iterate of an average that is not stored.
+    An average that is not stored, x = (y − (1 − β)·z) / β of a schedule-free optimizer, is made from the
+    parameter y and the iterate z; `beta` and `z` are None for stored weights.
     """
 
     name: str
@@ -45,18 +41,12 @@ class Kept:
 
 
 class Optimizers:
-    """The optimizers that step some parameters: those given, and those seen at a step of theirs.
+    """The optimizers that step some parameters, by {name: parameter}: the given one, and those seen at a
+    step.
 
     torch calls hooks after each step of any optimizer (`register_optimizer_step_post_hook`). The hook of this
-    object ends with the object.
-
-    Args:
-        parameters: {name: parameter}.
-        given: An optimizer that is known. It is needed for wrappers that are no torch optimizers, such as
-            `ScheduleFreeWrapper`.
-
-    Raises:
-        LayerError: If the given optimizer steps none of the parameters.
+    object ends with the object. Wrappers that are no torch optimizers, such as `ScheduleFreeWrapper`, have to
+    be given; LayerError if a given one steps none of the parameters.
     """
 
     def __init__(self, parameters: dict[str, torch.Tensor], given: Any = None) -> None:
@@ -84,10 +74,8 @@ class Optimizers:
             self._found = [known for known in self._found if known() is not None] + [weakref.ref(optimizer)]
 
     def kept(self) -> list[Kept]:
-        """Return the weights that the optimizers keep beside the parameters, in the order of their groups.
-
-        Raises:
-            ConfigError: If a wrapper, which is not known, decides what the parameters hold.
+        """Return the weights kept beside the parameters; ConfigError if an unknown wrapper decides what these
+        hold.
         """
         base = getattr(self.given, "base", None)
         every = [*([] if self.given is None else [self.given])]
@@ -140,12 +128,7 @@ def _inner(optimizer: Any) -> Any:
 
 
 class AfterSteps:
-    """Project after each step of some optimizers, before any callback of a training loop sees the weights.
-
-    Args:
-        optimizers: The optimizers of the loop, or their wrappers.
-        constraint: A constraint, with `project_`.
-    """
+    """Project after each step of some optimizers, before any callback of a training loop sees the weights."""
 
     def __init__(self, optimizers: Iterable[Any], constraint: Any) -> None:
         self.constraint = constraint

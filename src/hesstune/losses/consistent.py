@@ -115,9 +115,6 @@ class ConsistentLoss(nn.Module):
 
         Targets are (N,) integers, or (N, K) floating-point soft labels s: then Σ_j s[j] ℓ̄(f, j), which is
         consistent if F[i, j] is the mean of s[j] over the examples of class i.
-
-        Raises:
-            DataError: If targets are not integers in [0, K), or K is not the noise matrix's.
         """
         soft = targets.shape == logits.shape and targets.is_floating_point()
         # Rows that are no distribution are several labels at once, not a soft one.

@@ -32,11 +32,7 @@ class _TargetLoss(nn.Module):
         raise NotImplementedError
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the loss of (N, K) logits against (N,) targets.
-
-        Raises:
-            DataError: If targets are not integers in [0, K).
-        """
+        """Return the loss of (N, K) logits against (N,) integer targets in [0, K)."""
         check_targets(logits, targets)
         log_p = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=1)
         return reduced(self._losses(log_p, targets.long()), self.reduction)
@@ -47,18 +43,10 @@ def _of_target(values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 class ForwardLoss(_TargetLoss):
-    """Forward correction: −log Σ_i F[i, ỹ] p_i, the likelihood of the noisy label.
+    """Forward correction: −log Σ_i F[i, ỹ] p_i, the likelihood of the noisy label, F (K, K).
 
     Bounded below by 0, and minimised in expectation by the clean class probabilities. Source:
     Patrini et al. 2017, section 4.2.
-
-    Args:
-        noise_matrix: F, (K, K), F[i, j] = P(noisy = j | true = i); an array or an object with `.array`.
-        reduction: `mean`, `sum` or `none`.
-
-    Raises:
-        NoiseMatrixError: If F is malformed.
-        ConfigError: If K is not the logits'.
 
     Example:
         >>> loss = ForwardLoss([[0.8, 0.2], [0.2, 0.8]])
@@ -83,13 +71,10 @@ class ForwardLoss(_TargetLoss):
 
 
 class GeneralizedCrossEntropy(_TargetLoss):
-    """GCE: (1 − p_y^q)/q. q → 0 is cross-entropy, q = 1 the mean absolute error (half its L1 norm).
+    """GCE: (1 − p_y^q)/q, q in (0, 1]. q → 0 is cross-entropy, q = 1 the mean absolute error (half its L1
+    norm).
 
     Lies in [0, 1/q]. Source: Zhang and Sabuncu 2018, equation 6; they use q = 0.7.
-
-    Args:
-        q: In (0, 1].
-        reduction: `mean`, `sum` or `none`.
 
     Example:
         >>> loss = GeneralizedCrossEntropy(q=1.0)
@@ -111,11 +96,6 @@ class SymmetricCrossEntropy(_TargetLoss):
     """SCE: α·CE + β·RCE with RCE = −Σ_k p_k log e_y[k] = −A(1 − p_y), log 0 set to A = −4.
 
     Source: Wang et al. 2019, equations 5 to 7; α = 0.1, β = 1 for CIFAR-10.
-
-    Args:
-        alpha: Weight of cross-entropy.
-        beta: Weight of reverse cross-entropy.
-        reduction: `mean`, `sum` or `none`.
 
     Example:
         >>> loss = SymmetricCrossEntropy(alpha=0.0, beta=1.0)
@@ -139,11 +119,6 @@ class ActivePassiveLoss(_TargetLoss):
     symmetric noise of any rate below (K − 1)/K does not change the minimiser. Source: Ma et al.
     2020, equations 6 and 8; α = β = 1 for CIFAR-10.
 
-    Args:
-        alpha: Weight of normalised cross-entropy.
-        beta: Weight of reverse cross-entropy.
-        reduction: `mean`, `sum` or `none`.
-
     Example:
         >>> loss = ActivePassiveLoss(alpha=1.0, beta=0.0)
         >>> float(loss(torch.zeros(1, 4), torch.tensor([0])))
@@ -161,13 +136,9 @@ class ActivePassiveLoss(_TargetLoss):
 
 
 def jensen_shannon(distributions: list[torch.Tensor], weights: list[float]) -> torch.Tensor:
-    """Return the generalised Jensen–Shannon divergence H(Σ_j π_j p_j) − Σ_j π_j H(p_j), (N,).
+    """Return the generalised Jensen–Shannon divergence H(Σ_j π_j p_j) − Σ_j π_j H(p_j), (N,), of (N, K) p_j.
 
     Source: Lin 1991; Englesson and Azizpour 2021, equation 3.
-
-    Args:
-        distributions: M arrays (N, K) of probabilities.
-        weights: M weights that sum to 1.
     """
     pairs = list(zip(weights, distributions, strict=True))
     mixture = sum((w * p for w, p in pairs[1:]), pairs[0][0] * pairs[0][1])
@@ -183,13 +154,9 @@ def _entropy(p: torch.Tensor) -> torch.Tensor:
 class JensenShannonLoss(nn.Module):
     """GJS: the divergence of the label and the predictions of M − 1 views, over Z = −(1−π)log(1−π).
 
-    The label has weight π, each view (1 − π)/(M − 1); with one view it is the JS loss. π → 0 gives
+    The label has weight π in (0, 1), each view (1 − π)/(M − 1); with one view it is the JS loss. π → 0 gives
     cross-entropy, π → 1 the mean absolute error. Source: Englesson and Azizpour 2021, equation 7;
     they search π over 0.1, 0.3, 0.5, 0.7 and 0.9.
-
-    Args:
-        weight: π, in (0, 1).
-        reduction: `mean`, `sum` or `none`.
 
     Example:
         >>> loss = JensenShannonLoss(0.5)
@@ -216,13 +183,9 @@ class JensenShannonLoss(nn.Module):
 
 
 def early_learning_penalty(p: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-    """Return log(1 − ⟨p, t⟩), (N,): the regulariser of early-learning regularisation.
+    """Return log(1 − ⟨p, t⟩), (N,): the regulariser of early-learning regularisation, p and t (N, K).
 
     Its gradient keeps the prediction at the running average t of early predictions. Source: Liu et al. 2020,
     equation 6. p is kept within [1e-4, 1 − 1e-4], as in their code, so that the logarithm stays finite.
-
-    Args:
-        p: Predicted probabilities, (N, K).
-        memory: Their running averages t, (N, K), no gradient.
     """
     return torch.log1p(-(p.clamp(1e-4, 1.0 - 1e-4) * memory).sum(dim=1))

@@ -21,10 +21,6 @@ def mixed_seed(*key: int) -> int:
     """Return a seed in [0, 2⁶³) that is a fixed function of its key, on every platform and version.
 
     Keys are mixed by `numpy.random.SeedSequence`; numpy guarantees that its values do not change.
-
-    Example:
-        >>> mixed_seed(0, 1), mixed_seed(1, 0)
-        (2918264622725855778, 3717377837946358015)
     """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
 
@@ -71,12 +67,6 @@ def one_thread() -> Iterator[None]:
     """Limit numpy's and scipy's linear algebra to one thread; also a decorator, `@one_thread()`.
 
     Threads of torch are not limited. The limit holds for the process while any of its threads is in a block.
-
-    Example:
-        >>> import numpy as np
-        >>> with one_thread():
-        ...     float(np.eye(2).sum())
-        2.0
     """
     _LIMIT.enter()
     try:
@@ -87,16 +77,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch compute with `count` threads within the block; None changes nothing.
-
-    Example:
-        >>> before = torch.get_num_threads()
-        >>> with torch_threads(3):
-        ...     torch.get_num_threads()
-        3
-        >>> torch.get_num_threads() == before
-        True
-    """
+    """Let torch compute with `count` threads within the block; None changes nothing."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
@@ -116,11 +97,6 @@ def one_thread_each(count: int) -> Iterator[_Each]:
     """Yield a map that runs up to `count` calls at once, at most as many as torch has threads.
 
     Each call has one thread of linear algebra.
-
-    Example:
-        >>> with one_thread_each(2) as each:
-        ...     each(abs, [-1, 2])
-        [1, 2]
     """
     workers = max(1, min(count, MOST_WORKERS, torch.get_num_threads()))
 
@@ -132,11 +108,7 @@ def one_thread_each(count: int) -> Iterator[_Each]:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device by name; `auto` takes CUDA, then Apple's GPU, then the CPU.
-
-    Raises:
-        ConfigError: If there is no such device here.
-    """
+    """Return the device by name; `auto` takes CUDA, then Apple's GPU, then the CPU."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto" and cuda and (place := os.environ.get("LOCAL_RANK")):
         return torch.device("cuda", int(place) % torch.cuda.device_count())  # torchrun: one each
@@ -165,16 +137,11 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def make_accelerator(mixed_precision: str, device: torch.device, toggles_requires_grad: bool) -> Any:
-    """Return an Accelerator for this device, for one or several processes.
+    """Return an Accelerator for a device and a precision, `no`, `bf16` or `fp16`; RunError if they do not
+    fit.
 
-    Args:
-        mixed_precision: `no`, `bf16` or `fp16`.
-        device: The device of training.
-        toggles_requires_grad: Whether training freezes and unfreezes parameters, so that some get no
-            gradient.
-
-    Raises:
-        RunError: If the device does not support the precision.
+    `toggles_requires_grad` says whether training freezes and unfreezes parameters, so that some get no
+    gradient.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState, GradientState, PartialState

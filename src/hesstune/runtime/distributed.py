@@ -38,14 +38,7 @@ class RankError(RuntimeError):
 
 @dataclass(frozen=True)
 class Failure:
-    """How a process ended.
-
-    Attributes:
-        rank: Its number.
-        kind: `hesstune` (HesstuneError), `interrupt` (KeyboardInterrupt), `exit` (SystemExit) or `other`.
-        text: The message; for other errors with their class.
-        code: The exit code of a SystemExit.
-    """
+    """How a process ended: its rank, the kind of error, its message, and the exit code of a SystemExit."""
 
     rank: int
     kind: str
@@ -179,11 +172,7 @@ def joined_ranks() -> Iterator[None]:
 
 
 def start_ranks() -> None:
-    """Join the other processes if torchrun or accelerate launch started several.
-
-    Raises:
-        RunError: If they cannot be reached.
-    """
+    """Join the other processes if torchrun or accelerate launch started several."""
     if distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -203,11 +192,7 @@ def _leave() -> None:
 
 
 def on_main_process(act: Callable[[], T]) -> T | None:
-    """Call `act` on rank 0 while the others wait; its error ends the call on all of them.
-
-    Raises:
-        BaseException: The error of `act` on rank 0, and on the others its `Failure.error`.
-    """
+    """Call `act` on rank 0 while the others wait; its error ends the call on all of them."""
     if world() == 1:
         return act()
     result, mine = None, None
@@ -256,12 +241,7 @@ def average_gradients_(tensors: list[torch.Tensor]) -> None:
 
 
 def all_gather(rows: torch.Tensor, sizes: list[int] | None = None) -> list[torch.Tensor]:
-    """Return every rank's rows, (n_r, …), on every rank.
-
-    Args:
-        rows: This rank's; all ranks have the same other dimensions and dtype.
-        sizes: n_r by rank, if known.
-    """
+    """Return every rank's rows, (n_r, …), on every rank; `sizes` are the n_r by rank, if known."""
     if world() == 1:
         return [rows]
     if sizes is None:
@@ -300,11 +280,7 @@ class _Gather(torch.autograd.Function):
 
 
 class SplitForward:
-    """Run a network on this rank's share of a batch and return the logits of all of it.
-
-    Args:
-        wrapped: {id of a network: the network as accelerate wrapped it}.
-    """
+    """Run a network, by its id as accelerate wrapped it, on this rank's share; return all logits."""
 
     def __init__(self, wrapped: dict[int, nn.Module]) -> None:
         self._wrapped = wrapped

@@ -42,11 +42,7 @@ def like(part: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def pair(weight: torch.Tensor, reference: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return this process's parts of a weight and its reference.
-
-    Raises:
-        LayerError: If one is sharded and the other is not.
-    """
+    """Return this process's parts of a weight and its reference; LayerError if one alone is sharded."""
     if is_sharded(weight) != is_sharded(reference):
         which = "the weight" if is_sharded(weight) else "the reference"
         raise LayerError(
@@ -68,13 +64,7 @@ def refuse_sharded(weights: Mapping[str, torch.Tensor]) -> None:
 def over_parts(
     values: torch.Tensor, tensors: Sequence[torch.Tensor], op: Literal["sum", "max"] = "sum"
 ) -> torch.Tensor:
-    """Combine one number a tensor, of each process's own parts, into that of the whole tensors.
-
-    Args:
-        values: (L,), computed from `local` of each tensor.
-        tensors: The L tensors; the numbers of those that are not sharded stay.
-        op: How the numbers of parts combine.
-    """
+    """Combine one number a tensor, (L,), of each process's own parts, into that of the L whole tensors."""
     sharded = [t for t in tensors if is_sharded(t)]
     if not sharded:
         return values

@@ -30,11 +30,7 @@ class Stop:
         return self.signal is not None
 
     def deliver(self) -> None:
-        """Pass the signal on to the previous handler.
-
-        Raises:
-            KeyboardInterrupt: If that handler neither ends the program nor raises.
-        """
+        """Pass the signal on to the previous handler; KeyboardInterrupt if that does nothing."""
         number = signal.SIGINT if self.signal is None else self.signal
         self._restore()
         if threading.current_thread() is threading.main_thread():

@@ -33,24 +33,14 @@ def checked_bound(
     """Bound the true error of a network that was fixed before n examples with labels of any kind.
 
     Let V say whether the network disagrees with an example's given label, q = P(V = 1), and p₁, p₀ the
-    probabilities that it is truly wrong if it disagrees and if it agrees: the error is
-    q p₁ + (1 − q) p₀, whatever the labels' noise depends on. V is known of all n examples. Of some drawn at
-    random among them the true labels are checked: given their V, the errors k₁, k₀ among the m₁, m₀ checked
-    are binomial, and so is V among the other n − m₁ − m₀. (q, p₁, p₀) is rejected if
-    T = V̄ k₁/m₁ + (1 − V̄) k₀/m₀, V̄ the mean of all n, would be at most the observed value with a probability
-    below most of δ, or if one of them lies beyond its own exact confidence limit, with a small part of δ. The
-    bound is the largest error of a parameter that is not rejected. Cells of parameters and of V̄ are
-    rejected only if their worst corner is.
-
-    Args:
-        disagreeing: (truly wrong, checked) of the checked examples whose label the network disagrees with.
-        agreeing: The same for those whose label it agrees with.
-        disagree: How many of all n examples it disagrees with.
-        n: Number of examples, the checked among them.
-        delta: Probability of failure, in (0, 1).
-
-    Raises:
-        ConfigError: If counts do not fit together, or delta is out of range.
+    probabilities that it is truly wrong if it disagrees and if it agrees: the error is q p₁ + (1 − q) p₀,
+    whatever the labels' noise depends on. V is known of all n examples. Of some drawn at random among them
+    the true labels are checked: given their V, the errors k₁, k₀ among the m₁, m₀ checked are binomial, and
+    so is V among the other n − m₁ − m₀. (q, p₁, p₀) is rejected if T = V̄ k₁/m₁ + (1 − V̄) k₀/m₀, V̄ the mean
+    of all n, would be at most the observed value with a probability below most of δ, or if one of them lies
+    beyond its own exact confidence limit, with a small part of δ. The bound is the largest error of a
+    parameter that is not rejected. Cells of parameters and of V̄ are rejected only if their worst corner is.
+    `disagreeing` and `agreeing` are (k₁, m₁) and (k₀, m₀).
 
     Example:
         >>> round(checked_bound((70, 90), (4, 210), 3000, 10000, 0.05), 3)
@@ -114,10 +104,7 @@ def _masses(
 
 
 class Checked(Bound):
-    """The error of a network that has not seen the examples, whatever the noise of their given labels.
-
-    See `checked_bound`.
-    """
+    """The bound of `checked_bound`, for a network that has not seen the examples."""
 
     share = "checked"
     network = "unseen"

@@ -23,23 +23,12 @@ _EPS = float(np.finfo(np.float64).eps)
 def compression_bound(kept: int, n: int, delta: float) -> float:
     """Bound the error of a network trained on `kept` of n examples that classifies all the others right.
 
-    ε(k, N, δ) is the root of (δ/N) Σ_{m=k}^{N−1} C(m, k)/C(N, k) · (1 − ε)^{−(N−m)} = 1, and 1 for k = N:
-    with probability at least 1 − δ over N independent examples, the network's error is at most ε(k, N, δ),
-    whatever k turns out to be. It holds for preferent compression: the examples kept do not change when
-    others are left out, and an example that the network gets wrong would have been kept. Campi & Garatti,
-    Compression, Generalization and Learning (JMLR 2023), theorem 7; the derivation is in
-    docs/compression.md.
-
-    Args:
-        kept: k, the number of examples that determine the network, every one counted.
-        n: N, the number of all examples.
-        delta: Probability of failure, in (0, 1).
-
-    Returns:
-        The bound, never below the root.
-
-    Raises:
-        ConfigError: If an argument is out of range.
+    ε(k, N, δ) is the root of (δ/N) Σ_{m=k}^{N−1} C(m, k)/C(N, k) · (1 − ε)^{−(N−m)} = 1, and 1 for k = N; the
+    returned value is never below it. With probability at least 1 − δ over N independent examples, the
+    network's error is at most ε(k, N, δ), whatever k turns out to be. It holds for preferent compression: the
+    examples kept do not change when others are left out, and an example that the network gets wrong would
+    have been kept. Campi & Garatti, Compression, Generalization and Learning (JMLR 2023), theorem 7; the
+    derivation is in docs/compression.md.
 
     Example:
         >>> round(compression_bound(0, 100, 0.05), 4), round(compression_bound(10, 100, 0.05), 4)
@@ -68,11 +57,7 @@ def compression_bound(kept: int, n: int, delta: float) -> float:
 
 
 class Compression(Bound):
-    """The error of a network that Pick-to-Learn or another preferent scheme trained.
-
-    See `compression_bound`. Noisy labels give a bound ε on the error on noisy labels. Since
-    ε ≥ c + γ·(the true error), the true error is at most (ε − c)/γ.
-    """
+    """The bound of `compression_bound`; a bound ε on noisy labels gives (ε − c)/γ for the true error."""
 
     predictor = "the network itself, trained on the examples kept and no others; no noise on its weights"
     share = "compression"
@@ -85,11 +70,7 @@ class Compression(Bound):
 
     @classmethod
     def evaluate(cls, network: Network, prior: Prior | None, sample: Sample) -> Certificate:
-        """Return the certificate of a network that was trained on the sample's examples `network.kept`.
-
-        Raises:
-            HesstuneError: If a condition fails, or an example that was not kept is misclassified.
-        """
+        """Bound a network trained on the examples `network.kept`; all others must be classified right."""
         kept, n, data, options = set(map(int, network.kept)), sample.n, sample.data, sample.options
         if len(kept) < len(network.kept) or not kept <= set(range(n)):
             raise DataError(f"kept must name some of the {n} examples, each once; got {len(network.kept)}")

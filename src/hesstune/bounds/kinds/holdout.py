@@ -23,18 +23,6 @@ class Holdout(Bound):
 
     With probability at least 1 − δ the error is at most the largest p with P(Binomial(n, p) ≤ errors) ≥ δ
     (Clopper & Pearson 1934). For noisy labels see `hesstune.bounds.noisy.tail_bound`.
-
-    Example:
-        >>> import torch
-        >>> from hesstune.bounds.sample import BoundOptions
-        >>> x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
-        >>> model = torch.nn.Linear(5, 2)
-        >>> with torch.no_grad():
-        ...     _ = model.weight.copy_(torch.stack([-torch.ones(5), torch.ones(5)])), model.bias.zero_()
-        >>> data = torch.utils.data.TensorDataset(x, (x.sum(dim=1) > 0).long())
-        >>> sample = Sample.read(model, data, BoundOptions())
-        >>> round(Holdout.evaluate(Network(model=model), None, sample).risk, 4)
-        0.0099
     """
 
     share = "exact_tail"
