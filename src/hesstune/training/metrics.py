@@ -157,14 +157,12 @@ def tracked(run: Run) -> Callable[[list[Epoch]], None]:
     """
     if run.config.track is None:
         return run.write_metrics
-    send: Send | None = None
+    send = _tensorboard(run) if run.config.track == "tensorboard" else _mlflow(run)
     sent = 0
 
     def on_epoch(metrics: list[Epoch]) -> None:
-        nonlocal send, sent
+        nonlocal sent
         run.write_metrics(metrics)
-        if send is None:
-            send = _tensorboard(run) if run.config.track == "tensorboard" else _mlflow(run)
         for record in metrics[sent:]:
             items = record.to_dict().items()
             send({k: float(v) for k, v in items if k != "epoch" and v is not None}, record.epoch)
