@@ -83,6 +83,14 @@ def test_layers_without_curvature_have_mean_zero():
     assert bool(found.mean.isfinite().all())
 
 
+def test_layers_that_have_not_moved_have_mean_and_error_zero():
+    values, known = torch.zeros(6, 3, dtype=torch.float64), torch.zeros(9, 3, dtype=torch.float64)
+    values[4:, :2] = torch.nan
+    found = sampled_means(values, torch.arange(6), known)
+    assert found.mean.tolist() == found.stderr.tolist() == [0.0, 0.0, 0.0]
+    assert found.error == 0.0
+
+
 def test_measure_draws_until_the_error_is_small_enough():
     case = build("mlp_gelu")
     x = torch.randn(

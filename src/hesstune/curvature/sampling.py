@@ -87,10 +87,10 @@ def sampled_means(values: torch.Tensor, drawn: torch.Tensor, known: torch.Tensor
     weights = weights / weights.sum().clamp_min(1e-300)
     rest = torch.where(base, 0, weights)
     # The base's part of an example, with mean 1 over the m; the others' part of the first r.
-    x = (y[:, base] * weights[base]).sum(1) / weights[base].sum()
+    x = (y[:, base] * weights[base]).sum(1) / weights[base].sum().clamp_min(1e-300)
     others = (y[:r] * rest).sum(1)
     slope = _slope(others, x[:r]) if m > r else 0.0  # of the sum of the others, whose weights add up to less
-    shared = slope / float(rest.sum()) if m > r else 0.0
+    shared = slope / max(float(rest.sum()), 1e-300) if m > r else 0.0
     factor = torch.where(base, 1.0, 1 + shared * (1 - float(x[:r].mean())))
     control = _relative(known, weights)
     total = (y[:, base] * weights[base]).sum(1) + slope * x
