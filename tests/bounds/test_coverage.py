@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from scipy.special import rel_entr
 
-from hesstune.bounds.kl import complexity, gaussian_kl, kl_inverse
+from hesstune.bounds.kl import complexity, kl_inverse
 from hesstune.bounds.noisy import clean_losses
 from hesstune.noise.confidence import NoiseConfidenceSet
 
@@ -77,7 +77,7 @@ def best_of_grid(world, w, centre, x, y):
     bounds, truths = [], []
     for sigma in GRID:
         q = world.error(w, sigma, x, y)
-        kl = np.array([gaussian_kl(s, sigma) for s in ((w - centre) ** 2).sum(axis=1)])
+        kl = ((w - centre) ** 2).sum(axis=1) / (2 * sigma**2)
         c = [complexity(float(k), x.shape[1], DELTA, len(GRID)) for k in kl]
         bounds.append(kl_inverse(q, c))
         truths.append(world.truth(w, sigma))
@@ -123,7 +123,7 @@ def noisy(trials, seed=2, clean_sample=0):
             confusion = np.array(
                 [[(1 - p[t])[~up].sum(), p[t][~up].sum()], [(1 - p[t])[up].sum(), p[t][up].sum()]]
             )
-            kl = gaussian_kl((w[t] ** 2).sum(), sigma)
+            kl = (w[t] ** 2).sum() / (2 * sigma**2)
             c = complexity(kl, world.n, DELTA - share, len(GRID) * len(families[t]))
             risks = [loss.risk(float(kl_inverse(loss.unit(confusion / world.n), c))) for loss in families[t]]
             if min(risks) < bounds[t]:
@@ -175,7 +175,7 @@ def worst_case(trials, share, seed=5, n=1500, d=9000):
         w = y @ x
         sigma = 2.0
         q = stats.norm.cdf(-y * (x @ w) / (sigma * np.linalg.norm(x, axis=1))).mean()
-        c = complexity(share * gaussian_kl(float(w @ w), sigma), n, DELTA)
+        c = complexity(share * float(w @ w) / (2 * sigma**2), n, DELTA)
         failures[t] = kl_inverse(q, c) < 0.5
     return outcome(failures, DELTA)
 

@@ -39,7 +39,7 @@ def test_a_dry_run_reads_the_data_and_writes_nothing(reviews, tmp_path, monkeypa
 
 def test_texts_have_a_default_model_with_its_own_learning_rate(reviews):
     def resolved(*more):
-        found = yaml.safe_load(inside("finetune", "--data", reviews, *COLUMNS, *more, "--dry-run"))
+        found = yaml.safe_load(inside("finetune", "--data", reviews, *COLUMNS, *more, "--dry-run").stdout)
         return found["model"], found["lr"]
 
     assert resolved() == ("minilm", 5e-5)
@@ -47,7 +47,7 @@ def test_texts_have_a_default_model_with_its_own_learning_rate(reviews):
     assert resolved("--lr", "1e-3") == ("minilm", 1e-3)
     assert resolved("--model", "efficientnet_lite0") == ("efficientnet_lite0", 1e-4)
     plan = inside("compare", "--data", reviews, *COLUMNS, "--methods", "vanilla", "--seeds", "1", "--dry-run")
-    assert "1 cells" in plan
+    assert "1 cells" in plan.stdout
 
 
 def test_confidences_need_soft_labels(reviews):

@@ -212,7 +212,10 @@ def stability_of_run(
 ) -> list[Stability]:
     """Measure a finished run's noise stability over a range of σ; write noise_stability.json beside it.
 
-    `sigmas` are standard deviations of the noise on the weights, `options` those of `StabilityOptions`.
+    Args:
+        run: A finished run.
+        sigmas: Standard deviations of the noise on the weights.
+        **options: Options of `StabilityOptions`, by name.
     """
     asked = make_options(StabilityOptions, options)
     network = _measured(run, asked, "train")[2]
