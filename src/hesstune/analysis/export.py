@@ -10,6 +10,7 @@ from typing import Any
 from hesstune.analysis.onnx_export import ONNX_FILE, require_onnx, write_onnx
 from hesstune.errors import MissingExtraError, RunError
 from hesstune.models.load import LoadedModel, export_model
+from hesstune.models.preparation import quiet_transformers
 from hesstune.resizing import Resize, side_of
 from hesstune.runs.loading import size_of
 from hesstune.runs.model_card import model_card
@@ -132,8 +133,9 @@ def _write_sentence_encoder(loaded: LoadedModel, folder: Path, max_length: int) 
     encoder: Any = loaded.model.encoder
     loaded.seen.note_on(encoder)
     try:
-        for part in (encoder, loaded.tokenizer):
-            part.save_pretrained(folder / ENCODER)
+        with quiet_transformers():
+            for part in (encoder, loaded.tokenizer):
+                part.save_pretrained(folder / ENCODER)
     except Exception as error:  # safetensors and tokenizers raise kinds of their own
         raise RunError(f"cannot write the encoder to {folder} ({one_line(error)})") from error
     for path in (folder / ENCODER).glob("*.safetensors"):
