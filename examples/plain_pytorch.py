@@ -26,7 +26,7 @@ def train(robust):
     ref = ht.Reference.of(model)  # + before training
     if robust:
         loss = ht.ConsistentLoss(F)  # + instead of cross-entropy
-        constraint = ht.DistanceConstraint(model, ref, radius={"2.*": 4.0, "*": 4.0})  # +
+        constraint = ht.DistanceConstraint(model, ref, radius=4.0)  # +
     for _ in range(400):
         rows = torch.randint(1200, (256,))
         optimizer.zero_grad()
