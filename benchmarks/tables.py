@@ -62,6 +62,38 @@ def write() -> None:
             print(page.relative_to(ROOT))
 
 
+# The commands
+
+
+@table
+def jobs() -> str:
+    cells = []
+    for row in rows("jobs"):
+        command = "finetune, an epoch of all layers" if row["command"] == "finetune" else row["command"]
+        each = row["epochs"] if row["command"] == "finetune" else 1
+        seconds = f"{row['cpu_seconds'] / each:.0f}"
+        cells.append(
+            [f"{row['examples']:,} {row['data']}", f"`{command}`", seconds, f"{row['peak_mib'] / 1024:.1f}"]
+        )
+    return markdown(["data", "command", "processor seconds", "peak memory, GiB"], cells)
+
+
+@table
+def after_clean() -> str:
+    found = pd.DataFrame(rows("after_clean"))
+    found["way"] = "`" + found["method"] + "`, " + found["labels"]
+    means = 100 * found.pivot_table(index="task", columns="way", values="accuracy", sort=False)
+    means = means[sorted(means.columns, key=lambda way: way.startswith("`v"))]
+    means.loc["mean"] = means.mean()
+    noise = found.groupby("task")["noise"].mean()
+    shown = []
+    for task, own in means.iterrows():
+        rate = "" if task == "mean" else f"{100 * noise[task]:.0f}"
+        best = own.max()
+        shown.append([task, rate, *(f"**{v:.1f}**" if v == best else f"{v:.1f}" for v in own)])
+    return markdown(["task", "wrong labels, %", *means.columns], shown)
+
+
 # Speed and memory
 
 
@@ -81,10 +113,10 @@ def training_step() -> str:
     blocks = found["ratio_robust_to_plain_by_block"]
     first = f"{found['ratio_robust_to_plain']:.3f} ({min(blocks):.3f} to {max(blocks):.3f})"
     return markdown(
-        ["comparison", "ratio of medians (range over blocks)", "goal"],
+        ["comparison", "ratio of medians (range over blocks)"],
         [
-            ["`robust` step to plain step", first, "≤ 1.05"],
-            ["plain step to a PyTorch loop", f"{found['ratio_plain_to_bare']:.3f}", "≤ 1.05"],
+            ["`robust` step to plain step", first],
+            ["plain step to a PyTorch loop", f"{found['ratio_plain_to_bare']:.3f}"],
         ],
     )
 
@@ -102,19 +134,19 @@ def measure() -> str:
     found |= found["public"]
     ways = (
         ("block Lanczos (curvlinops, per example and layer, to 1 %) to exact path",
-         "{ratio_block_lanczos_to_exact:.0f}", "≥ 500"),
+         "{ratio_block_lanczos_to_exact:.0f}"),
         ("one block Hessian product per example and layer to exact path",
-         "{ratio_one_product_each_to_exact:.0f}", ""),
+         "{ratio_one_product_each_to_exact:.0f}"),
         ("the paper code's product of a batch of 4, per example, to exact path",
-         "{ratio_paper_to_exact:.1f}", "≥ 3"),
+         "{ratio_paper_to_exact:.1f}"),
         ("exact path to its limit (2 forward passes, K backward passes to activations)",
-         "{ratio_exact_to_limit:.2f}", "≤ 1.5"),
+         "{ratio_exact_to_limit:.2f}"),
         ("peak memory of the exact path to that of a training step",
-         "{ratio_peak_exact_to_training:.2f}", "≤ 2"),
-        ("`measure` with its planning to the limit, 256 examples", "{ratio_measure:.2f}", "≤ 1.1"),
-        ("the same with the traces of all layers", "{ratio_measure_with_traces:.2f}", "≤ 1.5"),
+         "{ratio_peak_exact_to_training:.2f}"),
+        ("`measure` with its planning to the limit, 256 examples", "{ratio_measure:.2f}"),
+        ("the same with the traces of all layers", "{ratio_measure_with_traces:.2f}"),
     )  # fmt: skip
-    return markdown(["comparison", "ratio", "goal"], ([w, f.format_map(found), goal] for w, f, goal in ways))
+    return markdown(["comparison", "ratio"], ([w, f.format_map(found)] for w, f in ways))
 
 
 @table
@@ -131,14 +163,14 @@ def measure_gauss_newton() -> str:
     found = result("measure_gauss_newton")
     ways = (
         ("Lanczos for one example and layer at a time to the Gauss–Newton form",
-         "{ratio_lanczos_to_form:.0f}", "≥ 200"),
+         "{ratio_lanczos_to_form:.0f}"),
         ("Gauss–Newton form to its limit (1 forward pass, K − 1 backward passes)",
-         "{ratio_form_to_limit:.2f}", "≤ 1.3"),
-        ("the same with the traces of all layers", "{ratio_trace_to_limit:.2f}", "≤ 1.3"),
-        ("peak memory of the form to that of a training step", "{ratio_peak_form_to_training:.2f}", "≤ 1.5"),
-        ("the same with the traces of all layers", "{ratio_peak_trace_to_training:.2f}", ""),
+         "{ratio_form_to_limit:.2f}"),
+        ("the same with the traces of all layers", "{ratio_trace_to_limit:.2f}"),
+        ("peak memory of the form to that of a training step", "{ratio_peak_form_to_training:.2f}"),
+        ("the same with the traces of all layers", "{ratio_peak_trace_to_training:.2f}"),
     )  # fmt: skip
-    return markdown(["comparison", "ratio", "goal"], ([w, f.format_map(found), goal] for w, f, goal in ways))
+    return markdown(["comparison", "ratio"], ([w, f.format_map(found)] for w, f in ways))
 
 
 @table
@@ -176,7 +208,7 @@ def scale() -> str:
     speed, cpu = ranks["speed_ups"], ranks["speed_ups_cpu"]
     range_ = f"{median(speed):.2f} ({min(speed):.2f} to {max(speed):.2f})"
     cells = [
-        ["speed of `measure` on two ranks relative to one (goal: 1.6)", range_],
+        ["speed of `measure` on two ranks relative to one", range_],
         ["the same in CPU time of the slower rank", f"{min(cpu):.2f} to {max(cpu):.2f}"],
     ]
     budgets = joined("{:.0f}", examples["budgets_mib"])
@@ -641,6 +673,33 @@ for example in sorted((ROOT / "examples").glob("*.py")):
 @table
 def method_tiers() -> str:
     return "\n".join(f"- {tier}: {joined('`{}`', list(names))}" for tier, names in methods_by_tier().items())
+
+
+@table
+def commands() -> str:
+    """Return every command with its options; options that several commands share are listed once."""
+    import typer
+
+    from hesstune.cli.main import app
+
+    shared: set[tuple[str, str]] = set()
+    parts = []
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        groups: dict[str, list[list[str]]] = {}
+        usage = [f"hesstune {name}"]
+        for option in command.params:
+            if option.param_type_name == "argument":
+                usage.append(str(option.metavar or option.name).upper())
+                continue
+            text = " ".join(str(option.help).split()).replace("|", r"\|")
+            if name != "demo" and (option.opts[0], text) not in shared:
+                made = " ".join([*option.opts, str(option.metavar or "").replace("|", r"\|")]).strip()
+                groups.setdefault(option.rich_help_panel or "Options", []).append([f"`{made}`", text])
+            shared.add((option.opts[0], text))
+        parts += [f"## {name}", f"`{' '.join(usage)}`", " ".join(str(command.help).split())]
+        for group, cells in groups.items():
+            parts += [f"### {group} of {name}", markdown(["option", "what it does"], cells)]
+    return "\n\n".join(parts)
 
 
 @table
