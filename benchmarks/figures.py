@@ -178,7 +178,7 @@ def report_study(folder: Path) -> Path:
 
 # What makes a page, and the height of its screenshot.
 SCREENSHOTS = {
-    "clean_page": (clean_page, 640),
+    "clean_page": (clean_page, 880),
     "report_run": (report_run, 1050),
     "report_study": (report_study, 1050),
 }

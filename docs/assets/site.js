@@ -1,0 +1,3 @@
+// Hidden inputs of the colour scheme leave the order of the keyboard; wide tables can be scrolled by it.
+document.querySelectorAll("input.md-option").forEach((input) => { input.tabIndex = -1; });
+document.querySelectorAll(".md-typeset__scrollwrap").forEach((table) => { table.tabIndex = 0; });
