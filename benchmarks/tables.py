@@ -64,15 +64,13 @@ def write() -> None:
 
 @table
 def jobs() -> str:
-    cells = []
-    for row in rows("jobs"):
-        command = "finetune, an epoch of all layers" if row["command"] == "finetune" else row["command"]
-        each = row["epochs"] if row["command"] == "finetune" else 1
-        seconds = f"{row['cpu_seconds'] / each:.0f}"
-        cells.append(
-            [f"{row['examples']:,} {row['data']}", f"`{command}`", seconds, f"{row['peak_mib'] / 1024:.1f}"]
-        )
-    return markdown(["data", "command", "processor seconds", "peak memory, GiB"], cells)
+    found = rows("jobs")
+    for row in found:
+        epochs = row["epochs"] if row["command"] == "finetune" else 1
+        row["command"] = f"`{row['command']}`{', an epoch of all layers' if epochs > 1 else ''}"
+        row |= {"seconds": row["cpu_seconds"] / epochs, "gib": row["peak_mib"] / 1024}
+    columns = {"data": "{examples:,} {data}", "command": "{command}", "processor seconds": "{seconds:.0f}"}
+    return listed(found, {**columns, "peak memory, GiB": "{gib:.1f}"})
 
 
 @table
