@@ -29,7 +29,7 @@ def test_it_is_short_and_its_blocks_have_at_most_five_lines():
     introduction = README.split("\n\n")[1].replace("\n", " ")
     assert len(re.findall(r"\.(?= [A-Z]|$)", introduction)) == 2  # two sentences
     found = re.findall(r"^```(?:sh|diff)\n(.*?)^```", README, flags=re.S | re.M)
-    assert len(found) == 5
+    assert len(found) == 5  # install, two commands, the loop and its example
     assert all(len(block.splitlines()) <= 5 for block in found)
 
 
@@ -38,6 +38,13 @@ def test_lines_that_are_added_to_a_loop_are_those_of_the_tutorial():
     added = [re.split(" {2,}#", line[1:])[0].strip() for line in re.findall(r"^\+.*", README, flags=re.M)]
     assert len(added) == 3
     assert all(line in tutorial for line in added), added
+
+
+def test_suspected_errors_that_are_wrong_are_those_of_the_tutorials():
+    for name in ("images", "texts"):
+        tutorial = (ROOT / "docs" / "tutorials" / f"{name}.md").read_text(encoding="utf-8")
+        right, suspected = re.search(r"are wrong; (\d+) of (\d+) suspected errors", tutorial).groups()
+        assert f"{right} of {suspected} suspected errors are wrong labels" in README
 
 
 def test_demo_record_shows_a_gain_over_plain_fine_tuning():
