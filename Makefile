@@ -15,7 +15,7 @@ help:
 	@echo "make test    make lint, then run the tests and the examples of the docstrings"
 	@echo "make test-slow   install, then run the slow tests: kills, clusters, several processes"
 	@echo "make docs    install, then build the documentation into site/"
-	@echo "make field   install, then continue the comparisons of docs/field.md and study.md (needs DATA=folder)"
+	@echo "make field   install, then continue the comparisons of docs/research/ (needs DATA=folder)"
 	@echo "make bench   install, then run the benchmark of the training step and write the tables of the documentation"
 
 $(VENV)/.core: pyproject.toml constraints.txt

@@ -1,8 +1,8 @@
 """Draw the figures of the documentation.
 
     python benchmarks/bench.py figures          # from the records, and the concept figures
-    python benchmarks/figures.py                # screenshots of report pages of a demo and a comparison
-    python benchmarks/figures.py RUN STUDY      # screenshots of the pages of these folders
+    python benchmarks/figures.py                # screenshots of pages: clean_page, report_run, report_study
+    python benchmarks/figures.py clean_page     # one of them
 
 Screenshots need `pip install -c constraints.txt playwright` and Chromium.
 """
@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 import hesstune as ht
 from hesstune.bounds.kl import kl_inverse
-from records import FIGURES, result, rows
+from records import FIGURES, ROOT, result, rows
 
 
 def save(figure: Figure, name: str) -> None:
@@ -150,29 +150,55 @@ def hesstune(*words: object) -> None:
     subprocess.run([sys.executable, "-m", "hesstune", *map(str, words), "--quiet"], check=True)
 
 
-def screenshots(given: list[str]) -> None:
-    """Take screenshots of the report pages of a run and a study, which are made if none are given."""
+def clean_page(folder: Path) -> Path:
+    """Write the page of `hesstune clean` on the data of the tutorial on images."""
+    script = ROOT / "examples" / "data" / "images.py"
+    subprocess.run([sys.executable, script, "photos"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    page = folder / "clean.html"
+    hesstune("clean", "--data", f"folder:{folder / 'photos'}", "--out", folder / "clean.csv", "--page", page)
+    return page
+
+
+def report_run(folder: Path) -> Path:
+    """Write the report of a run of the demo."""
+    hesstune("demo", "--full", "--out", folder / "demo")
+    hesstune("measure", folder / "demo" / "plain", "--stability")
+    hesstune("report", folder / "demo" / "plain")
+    return folder / "demo" / "plain" / "report.html"
+
+
+def report_study(folder: Path) -> Path:
+    """Write the report of a comparison."""
+    methods = "vanilla,label_smoothing,constraint,forward,robust"
+    data = ("--data", "digits", "--inject-noise", "symmetric:0.4", "--limit", 300)
+    hesstune("compare", *data, "--train", "head", "--methods", methods, "--out", folder / "study")
+    hesstune("report", folder / "study")
+    return folder / "study" / "report.html"
+
+
+# What makes a page, and the height of its screenshot.
+SCREENSHOTS = {
+    "clean_page": (clean_page, 880),
+    "report_run": (report_run, 1050),
+    "report_study": (report_study, 1050),
+}
+
+
+def screenshots(names: list[str]) -> None:
+    """Make pages and take their screenshots."""
     from playwright.sync_api import sync_playwright
 
-    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
-        folder = Path(name)
-        if not given:
-            hesstune("demo", "--full", "--out", folder / "demo")
-            hesstune("measure", folder / "demo" / "plain", "--stability")
-            methods = "vanilla,label_smoothing,constraint,forward,robust"
-            data = ("--data", "digits", "--inject-noise", "symmetric:0.4", "--limit", 300)
-            hesstune("compare", *data, "--train", "head", "--methods", methods, "--out", folder / "study")
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
-        places: list[Any] = list(given) or [folder / "demo" / "plain", folder / "study"]
-        for place, name in zip(places, ("report_run", "report_study"), strict=True):
-            hesstune("report", place)
-            tab = browser.new_page(viewport={"width": 900, "height": 1050}, color_scheme="light")
-            tab.goto((Path(place) / "report.html").resolve().as_uri())
+        for name in names:
+            make, height = SCREENSHOTS[name]
+            tab = browser.new_page(viewport={"width": 900, "height": height}, color_scheme="light")
+            tab.goto(make(Path(folder)).resolve().as_uri())
             tab.screenshot(path=FIGURES / f"{name}.png")
         browser.close()
 
 
 if __name__ == "__main__":
-    screenshots(sys.argv[1:])
+    screenshots(sys.argv[1:] or list(SCREENSHOTS))

@@ -40,6 +40,19 @@ class OptionDescriptions(griffe.Extension):
         named = {a.name: a.value for a in arguments if isinstance(a, griffe.ExprKeyword)}
         if "description" not in named:  # a record's field
             return
-        text = re.sub(r"\{(\w+)\}", r"\1", ast.literal_eval(str(named["description"])))
+        text = re.sub(r"\{(\w+)\}", r"\1", _text(str(named["description"])))
         option.docstring = griffe.Docstring(f"{text[:1].upper()}{text[1:]}.", parent=option)
         option.value = None if isinstance(arguments[0], griffe.ExprKeyword) else arguments[0]
+
+
+def _text(code: str) -> str:
+    """Return the string that an expression makes; what is known only at run time is an ellipsis."""
+
+    def made(node: ast.expr) -> str:
+        if isinstance(node, ast.Constant):
+            return str(node.value)
+        if isinstance(node, ast.JoinedStr):
+            return "".join(map(made, node.values))
+        return made(node.left) + made(node.right) if isinstance(node, ast.BinOp) else "…"
+
+    return made(ast.parse(code, mode="eval").body)

@@ -1,22 +1,24 @@
 """Code in README and docs works: Python is run as it stands, commands are parsed by the command line."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import typer
-import yaml
 
-from hesstune.cli.main import app, run
+import pages as executed
+from hesstune.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-RUN_ELSEWHERE = {"README.md", "own-loop.md"}  # test_readme.py; examples, by test_examples.py
+# By the tests of executed pages below, and of examples.
+RUN_ELSEWHERE = [*executed.PAGES, ROOT / "docs" / "howto" / "training-loop.md"]
 
 
 def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.S | re.M)
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.S | re.M)
 
 
 def commands(page):
@@ -34,7 +36,7 @@ def relative(page):
     return str(page.relative_to(ROOT))
 
 
-WITH_PYTHON = [p for p in PAGES if p.name not in RUN_ELSEWHERE and blocks(p, "python")]
+WITH_PYTHON = [p for p in PAGES if p not in RUN_ELSEWHERE and blocks(p, "python")]
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=relative)
@@ -57,20 +59,42 @@ def test_commands_parse(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_links_and_pictures_are_there(page):
-    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
-        if "://" not in target and not (page.parent / target).exists():
-            # Pages of the navigation may be on their way; anything else is a mistake.
-            nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
-            assert Path(target).name in str(nav), target
+def test_linked_files_are_there(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), target
 
 
-def test_the_first_page_works_in_small_settings(tmp_path, monkeypatch, capsys):
-    small = ["--limit", "60", "--epochs", "1", "--image-size", "32"]
-    monkeypatch.chdir(tmp_path)
-    for words in commands(ROOT / "docs" / "start.md"):
-        with pytest.raises(SystemExit) as end:
-            run([*words, *(small if words[0] == "finetune" else [])])
-        assert end.value.code == 0, capsys.readouterr().err
-    assert (tmp_path / "runs/auto/report.html").is_file()
-    assert (tmp_path / "predictions.csv").is_file()
+@pytest.mark.slow
+@pytest.mark.parametrize("page", executed.PAGES, ids=relative)
+def test_an_executed_page_has_the_output_of_its_code(page):
+    cells = executed.cells(page.read_text(encoding="utf-8"))
+    for cell, found in zip(cells, executed.outputs(cells), strict=True):
+        assert not cell.wanted or executed.alike(cell.shown, found), (cell.shown, found)
+
+
+@pytest.mark.parametrize("page", executed.TUTORIALS, ids=relative)
+def test_a_notebook_has_the_cells_and_outputs_of_its_page(page):
+    notebook = json.loads(page.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    assert notebook == executed.notebook(page.read_text(encoding="utf-8"))
+
+
+def test_outputs_are_compared_word_by_word_and_number_by_number():
+    assert executed.alike("23 of 119 labels, about 0.30", "25 of  119 labels, about 0.31")
+    assert not executed.alike("23 of 119 labels", "23 of 119 rows")
+    assert not executed.alike("23 of 119 labels", "43 of 119 labels")
+
+
+def test_outputs_are_written_below_their_code(tmp_path):
+    page = (
+        "A.\n\n```python\nprint('a 1')\nprint('b 2')\n```\n\n<!-- output: ^b -->\n\n```text\nold\n```\n\nB.\n"
+    )
+    cells = executed.cells(page)
+    assert [(cell.wanted, cell.shown) for cell in cells] == [("^b", "old\n")]
+    made = executed.written(page, executed.outputs(cells))
+    assert executed.cells(made)[0].shown == "b 2\n"
+    assert made.endswith("```\n\nB.\n")
+    assert [cell["cell_type"] for cell in executed.notebook(made)["cells"]] == [
+        "markdown",
+        "code",
+        "markdown",
+    ]

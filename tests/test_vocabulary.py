@@ -1,4 +1,4 @@
-"""Code, help and messages use the field's standard terms: none of these words is in a name or a text."""
+"""Code, help, messages and pages use the field's standard terms: no name or text has one of these words."""
 
 import io
 import re
@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+import prose
 
 SRC = Path(__file__).parents[1] / "src" / "hesstune"
 # {pattern: what to write instead}; names are split at underscores and capitals.
@@ -30,6 +32,8 @@ WORDS = {
     r"goes? deeper": "fine-tunes more layers",
     r"of which": "split the sentence",
 }
+# Of pages alone: development history and the project's own targets.
+HISTORY = r"goals? (is|was|were|of|[\d.]+)|goal:|reached on|first version of|formerly|was settled on"
 
 
 def plain(text):
@@ -50,6 +54,9 @@ def texts():
             lines = list(enumerate(content.splitlines(), start=1))
         for line, text in lines:
             found.setdefault(f"{path.relative_to(SRC)}:{line}", []).append(plain(text))
+    for page in prose.PAGES:
+        for line, text in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+            found[f"{page.name}:{line}"] = [plain(text)]
     return {place: " | ".join(parts) for place, parts in found.items()}
 
 
@@ -57,3 +64,14 @@ def texts():
 def test_no_word_of_the_list_is_used(pattern):
     sought = re.compile(rf"\b(?:{pattern})\b")
     assert [place for place, text in texts().items() if sought.search(text)] == [], WORDS[pattern]
+
+
+@pytest.mark.parametrize("page", prose.PAGES, ids=lambda page: page.name)
+def test_a_page_has_short_sentences_and_no_history(page):
+    assert prose.mean_words(page) <= prose.MOST
+    assert re.findall(HISTORY, page.read_text(encoding="utf-8")) == []
+
+
+def test_words_per_sentence_are_counted():
+    page = "# Title\n\nOne two `three four`. Five [six](seven.md).\n\n- a b\n- c d\n\n```sh\nx y z\n```\n"
+    assert [prose.words(sentence) for sentence in prose.sentences(page)] == [3, 2, 2, 2]

@@ -1,4 +1,4 @@
-"""The page on weak labels, and the README's lines on them, do what they say: every command is run."""
+"""The page on weak labels does what it says: every command is run."""
 
 import csv
 import json
@@ -13,7 +13,6 @@ from hesstune.cli.main import run as command_line
 from sentences import sentences
 
 PAGE = blocks.ROOT / "docs" / "howto" / "weak-labels.md"
-README = blocks.ROOT / "README.md"
 RULES = """
 def praised(row):
     return "yes" if any(w in row["text"] for w in ("good", "great", "fine")) else None
@@ -86,6 +85,3 @@ def test_every_command_on_weak_labels_runs_in_its_order(place, tiny_bert, capsys
         "runs/weak/run.json",
     ):
         assert (place / name).is_file()
-    own = [words for words in blocks.commands(README) if words[0] in ("label", "noise")]
-    assert own
-    assert all(words in commands for words in own)

@@ -45,7 +45,7 @@ def test_training_examples():
     count = f"{len(analysis.study_pairs('measure')):,}"
     quotes(TRAINING_EVIDENCE, count, tau("measure"), *full, signed(min(heads)), signed(max(heads)))
     assert TRAINING_EVIDENCE in STATEMENT
-    for page in ("README.md", "docs/concepts/measure.md", "docs/faq.md", "docs/measure.md"):
+    for page in ("docs/explanation/measure.md", "docs/faq.md"):
         quotes(text(page), tau("measure"), *full)
 
 
@@ -57,11 +57,11 @@ def test_held_out_examples(gap):
     texts = sum(row["task"].endswith("minilm") for row in rows)
     told = [mean[analysis.DEFAULT], mean["paper"], networks, f"{100 * share:.0f}"]
     quotes(HELD_OUT_EVIDENCE, *told, len(tested + developed), mean["distance"], texts)
-    for page in ("README.md", "docs/concepts/measure.md", "docs/faq.md"):
+    for page in ("docs/explanation/measure.md", "docs/faq.md"):
         assert mean[analysis.DEFAULT] in text(page)
     counts = [len(rows) - networks, len(developed), len(tested)]
     ends = [signed(min(default)), signed(max(default))]
-    quotes(text("docs/gap.md"), *told, *counts, *ends, f"{ratio:.2f}", mean["difference"])
+    quotes(text("docs/research/gap.md"), *told, *counts, *ends, f"{ratio:.2f}", mean["difference"])
 
 
 def test_networks_on_texts(gap):
@@ -78,7 +78,7 @@ def test_networks_on_texts(gap):
     alike = [row["spearman of layers"] for row in found]
     told = [f"{end(own):{form}}" for own, form in ((ratios, ".1f"), (longer, ".0f"), (alike, ".2f"))
             for end in (min, max)]  # fmt: skip
-    quotes(text("docs/gap.md"), sum(row["task"] in texts for row in rows), found[0]["n"], *told)
+    quotes(text("docs/research/gap.md"), sum(row["task"] in texts for row in rows), found[0]["n"], *told)
 
 
 def test_constraints():
@@ -109,9 +109,9 @@ def test_deeper_layers_gain_what_the_pages_say():
     assert min(short) > -0.5
     assert min(fitted) > 3.26
     assert max(gain("short", "art_painting pair:0.4")) < 0
-    quotes(text("README.md"), f"{np.mean(fitted):.1f}", f"{np.mean(stopped):.1f}")
+    quotes(text("docs/research/field.md"), f"{np.mean(fitted):.1f}", f"{np.mean(stopped):.1f}")
     earlier = np.mean(gain("short", first=0, last=analysis.FIRST_SEED - 1))
-    quotes(text("docs/field.md"), f"{-earlier:.1f}")
+    quotes(text("docs/research/field.md"), f"{-earlier:.1f}")
 
 
 def test_default_radii_on_development_tasks():
@@ -132,14 +132,14 @@ def test_the_quantity_of_the_papers_code():
     rows = record_rows("paper_code")
     ratios = [r["paper_maximum"] / r["positive_maximum"] for r in rows]
     negative, batches = (sum(r[key] for r in rows) for key in ("paper_negative_batches", "batches"))
-    quotes(text("docs/measure.md"), f"{min(ratios):.2f}", f"{max(ratios):.2f}", negative, batches)
+    quotes(text("docs/research/measure.md"), f"{min(ratios):.2f}", f"{max(ratios):.2f}", negative, batches)
 
 
 def test_noise_and_votes():
     held = [r for r in record_rows("noise_digits") if r["method"] == "holdout"]
     inside, covered = sum(r["inside"] for r in held), sum(r["covers"] for r in held)
-    quotes(text("docs/noise.md"), inside, len(held), covered)
+    quotes(text("docs/research/noise.md"), inside, len(held), covered)
     scale = result("label_scale")
     for found in (scale, scale["a_row_a_vote"]):
         shares = (f"{found[key]:.2%}" for key in ("accuracy", "majority_accuracy"))
-        quotes(text("docs/noise.md"), *shares, found["seconds"], found["peak_mib"])
+        quotes(text("docs/research/noise.md"), *shares, found["seconds"], found["peak_mib"])

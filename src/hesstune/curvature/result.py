@@ -33,7 +33,7 @@ HELD_OUT_EVIDENCE = (
     "a factor 5 of it in 87 % of the runs; its form was vᵀGv, which is vᵀH⁺v if only piecewise-linear "
     "operations follow a layer, but not on the 54 networks on texts"
 )
-# docs/gap.md has the table.
+# docs/research/gap.md has the table.
 CONSTRAINT_EVIDENCE = (
     "Evidence, for distance constraints on all layers together (radius 0.05, of the head 0.25): in 33 "
     "settings with every layer trained, robust had a mean measure over held-out examples 5.0 times smaller "
@@ -199,8 +199,8 @@ class Measure:
     def mean_hessian_distance(self, n: int, C: float | None = None) -> float:
         """Return Σ_i √(C·mean v_iᵀ H_i⁺ v_i / n), the default of `hesstune measure`, over held-out examples.
 
-        docs/gap.md compares it with other measures. NaN if a layer's mean is unknown. Arguments are those of
-        `hessian_distance`.
+        docs/research/gap.md compares it with other measures. NaN if a layer's mean is unknown. Arguments are
+        those of `hessian_distance`.
 
         Example:
             >>> values = torch.tensor([[4.0], [0.0]], dtype=torch.float64)
