@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -119,20 +118,16 @@ def print_peak(name: str, times: str) -> None:
     size = len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
     batches = [(inputs, torch.zeros(size, dtype=torch.long))]
     least = 0.0
-    with suppress(MeasureError):
-        try:
-            ht.measure(model, ref, batches, memory_mib=1e-6, **options)
-        except MeasureError as error:
-            least = float(re.search(r"give memory_mib=([\d.]+)", str(error))[1])  # type: ignore[index]
-            raise
+    try:
+        ht.measure(model, ref, batches, memory_mib=1e-6, **options)
+    except MeasureError as error:
+        least = float(re.search(r"give memory_mib=([\d.]+)", str(error))[1])  # type: ignore[index]
     budget = None if times == "None" else float(times) * least
     smallest = ref.layers()[-1]
     ht.measure(model, ref, batches, layers=[smallest], max_examples=1, **options)
     lines: list[str] = []
-    before = 0
 
     def planned(line: str) -> None:
-        nonlocal before
         if not lines:  # planning, which looks at four examples whatever the budget, is over
             begin_peak()
         lines.append(line)

@@ -244,7 +244,9 @@ class _Measurement:
         self.engine.sharing = self.forecast.sharing
         if first and on_forecast is not None:
             on_forecast(self.forecast.sentence())
-            on_forecast(plan.cost(asked.steps, asked.mean_sample if asked.sampled else 0))
+            on_forecast(
+                plan.cost(min(asked.steps, asked.stopping.most), asked.mean_sample if asked.sampled else 0)
+            )
         return self.forecast.at_once
 
     def chunks(self, inputs: Inputs, targets: torch.Tensor, most: int) -> Iterator[LabelledBatch]:
@@ -341,7 +343,7 @@ class _Measurement:
         engine, place = self.engine, torch.cat(self.order).argsort()
         joined = {key: torch.cat(values)[place] for key, values in self.rows.items() if key != "gauss_newton"}
         more = {key: joined.pop(key) for key in joined.keys() - set(Measure.__dataclass_fields__)}
-        distances = [torch.linalg.vector_norm(d.double()).cpu() for d in engine.differences.values()]
+        distances = [_norm(delta) for delta in engine.differences.values()]
         measured = Measure(
             names=engine.names,
             distances=torch.stack(distances),
@@ -365,3 +367,9 @@ class _Measurement:
             notes.append(f"{listed(not_layers)} not measured: {NO_LAYER}")
         measured.notes = notes
         return measured
+
+
+def _norm(delta: torch.Tensor) -> torch.Tensor:
+    """Return ‖v‖ in float64, a few rows at a time: a copy of a whole layer would take memory."""
+    parts = [torch.linalg.vector_norm(rows.double()) for rows in delta.split(256)]
+    return torch.linalg.vector_norm(torch.stack(parts)).cpu()

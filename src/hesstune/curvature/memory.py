@@ -152,7 +152,7 @@ def example_memory(
 
 def _unfolded(layer: CapturedLayer) -> int:
     """Return the number of entries of an example's tokens, and of their Gram matrices if they are used."""
-    if layer.kind == "conv_transpose":
+    if layer.kind == "conv_transpose" or layer.is_depthwise():
         return layer.weight.numel()
     groups, tokens, inputs, _ = layer.counts()
     gram = groups * tokens**2 if layer.prefers_gram() else 0

@@ -31,6 +31,9 @@ GAUSS_NEWTON_NOTE = (
     "operations follow a layer, and another number elsewhere"
 )
 _DEFAULT_TOLERANCE = 0.03
+# Of each smooth layer and example if only a mean is asked for: the sum of square roots was then 1.6 % too
+# small on 6 sentences and 37 layers of a fine-tuned MiniLM, where brackets of 10 % took 14 products.
+_MEAN_PRODUCTS = 5
 # A sample grows to at most so many times `mean_sample`.
 _MOST_SAMPLES = 8
 # A wide bracket (vᵀHv very negative) needs more products than `steps`.
@@ -79,9 +82,9 @@ class MeasureSettings:
     @property
     def stopping(self) -> Stopping:
         """When Lanczos stops."""
-        usual = max(_DEFAULT_TOLERANCE, self.mean_tol or 0.0) if self.sampled else _DEFAULT_TOLERANCE
-        tol = usual if self.tol is None else self.tol
-        return Stopping(tol=tol, most=_MOST_PER_STEP * self.steps)
+        tol = _DEFAULT_TOLERANCE if self.tol is None else self.tol
+        few = self.sampled and self.mean_tol and self.tol is None
+        return Stopping(tol=tol, most=_MEAN_PRODUCTS if few else _MOST_PER_STEP * self.steps)
 
     @property
     def sampled(self) -> int:

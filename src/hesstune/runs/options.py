@@ -9,7 +9,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from hesstune.bounds import CHOICES, BoundName, first_lines
 from hesstune.checks import expanded, parse_number
-from hesstune.curvature.declared import ABOVE, SKIP_CLASSES, ExamplesChoice, MethodChoice, sample_fault
+from hesstune.curvature.declared import (
+    ABOVE,
+    SKIP_CLASSES,
+    TRACE_PASSES,
+    ExamplesChoice,
+    MethodChoice,
+    sample_fault,
+)
 from hesstune.data.formats import WITH_PATH
 from hesstune.data.reading import SplitRule, fold_of, rgb_of
 from hesstune.options import DEVICE, FilePath, Names, Options, Shown, numbers_by_name
@@ -427,6 +434,12 @@ class MeasureOptions(SampleOptions):
         "max", description="smooth layers: max measures a random sample of {mean_sample}, all every example"
     )
     mean_sample: int = Field(8, description="smooth layers: size of the random sample; 0: every example")
+    mean_tol: float | None = Field(
+        None,
+        gt=ABOVE["mean_tol"],
+        description="smooth layers: draw more examples, up to eight times {mean_sample}, until the sum of "
+        "√mean has this relative standard error; default: {mean_sample} examples",
+    )
     method: MethodChoice = Field(
         "auto",
         description="auto decides layer by layer; exact refuses layers without a closed form; gauss_newton "
@@ -442,6 +455,11 @@ class MeasureOptions(SampleOptions):
         ge=0,
         lt=1,
         description="closed form: share of an entry that skipped classes may add; 0: take all classes",
+    )
+    trace_passes: int = Field(
+        TRACE_PASSES,
+        gt=ABOVE["trace_passes"],
+        description="closed form: passes for a trace; with more classes it is an estimate",
     )
     memory_mib: float | None = Field(
         None,
