@@ -55,6 +55,9 @@ Batch = tuple[Inputs, torch.Tensor]
 class Encoder:
     """A network away from its reference, and 64 sentences."""
 
+    inputs: Inputs
+    labels: torch.Tensor
+
     def __init__(self, model: nn.Module, classes: int) -> None:
         self.model, self.classes = model.eval(), classes
         self.ref = ht.Reference.of(self.model)
@@ -91,13 +94,14 @@ class RandomEncoder(Encoder):
         from transformers import BertConfig, BertForSequenceClassification
 
         torch.manual_seed(0)
-        config = BertConfig(num_labels=7, attn_implementation="eager")
+        config: Any = BertConfig()
+        config.num_labels, config._attn_implementation = 7, "eager"
         super().__init__(BertForSequenceClassification(config), 7)
         with torch.no_grad():
             for name in self.ref.layers():
                 weight = self.model.get_parameter(name)
                 weight.add_(0.05 * float(weight.std()) * torch.randn_like(weight))
-        self.inputs: Inputs = {"input_ids": torch.randint(1000, 20000, (EXAMPLES, LENGTH))}
+        self.inputs = {"input_ids": torch.randint(1000, 20000, (EXAMPLES, LENGTH))}
         self.labels = torch.randint(0, 7, (EXAMPLES,))
 
 
@@ -178,14 +182,13 @@ def curvlinops_products(model: nn.Module, one: Batch, name: str, delta: torch.Te
 
 def eigenthings_products(model: nn.Module, one: Batch, name: str, delta: torch.Tensor) -> None:
     """Take 12 steps with hessian-eigenthings' Hessian of one layer."""
-    from hessian_eigenthings import HessianOperator, match_names
-    from hessian_eigenthings.algorithms.lanczos import lanczos_tridiagonal
+    import hessian_eigenthings as peer
 
     def loss(net: nn.Module, batch: Batch) -> torch.Tensor:
         return nn.functional.cross_entropy(logits_of(net, batch[0]), batch[1])
 
-    operator = HessianOperator(model, [one], loss, param_filter=match_names(name))
-    lanczos_tridiagonal(operator, delta.flatten(), STEPS)
+    operator = peer.HessianOperator(model, [one], loss, param_filter=peer.match_names(name))
+    peer.lanczos_tridiagonal(operator, delta.flatten(), STEPS)
 
 
 def double_backward(model: nn.Module, one: Batch, name: str, delta: torch.Tensor) -> None:

@@ -56,21 +56,24 @@ def _tokens(count: int, length: int) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.randint(1000, 20000, (count, length))}
 
 
+def _labelled(config: Any, classes: int) -> Any:
+    config.num_labels = classes
+    return config
+
+
 def encoder() -> Made:
     """Four layers of the width of BERT-base."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    return BertForSequenceClassification(BertConfig(num_hidden_layers=4, num_labels=3)), _tokens(16, 32)
+    return BertForSequenceClassification(_labelled(BertConfig(num_hidden_layers=4), 3)), _tokens(16, 32)
 
 
 def vision() -> Made:
     """A small vision transformer."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    config = ViTConfig(
-        hidden_size=192, num_hidden_layers=6, num_attention_heads=3, intermediate_size=768, num_labels=10
-    )
-    return ViTForImageClassification(config), torch.randn(16, 3, 224, 224)
+    config = ViTConfig(hidden_size=192, num_hidden_layers=6, num_attention_heads=3, intermediate_size=768)
+    return ViTForImageClassification(_labelled(config, 10)), torch.randn(16, 3, 224, 224)
 
 
 def decoder() -> Made:
@@ -79,9 +82,9 @@ def decoder() -> Made:
 
     config = LlamaConfig(
         hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6,
-        vocab_size=32000, num_labels=4, pad_token_id=0,
+        vocab_size=32000, pad_token_id=0,
     )  # fmt: skip
-    return LlamaForSequenceClassification(config), _tokens(16, 64)
+    return LlamaForSequenceClassification(_labelled(config, 4)), _tokens(16, 64)
 
 
 CASES: dict[str, tuple[Callable[[], Made], dict[str, Any]]] = {

@@ -372,4 +372,5 @@ class _Measurement:
 def _norm(delta: torch.Tensor) -> torch.Tensor:
     """Return ‖v‖ in float64, a few rows at a time: a copy of a whole layer would take memory."""
     parts = [torch.linalg.vector_norm(rows.double()) for rows in delta.split(256)]
-    return torch.linalg.vector_norm(torch.stack(parts)).cpu()
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(parts))
+    return norm.cpu()
