@@ -75,7 +75,7 @@ class CapturedLayer:
         call: (a, weight) -> z without bias, with the options of the captured call.
         transposed: Whether the weight is stored (in, out), as in transformers' Conv1D.
         options: stride, padding, dilation and groups of a convolution.
-        keeps_tokens: Whether `tokens` and `gram` are computed once and kept, which takes memory.
+        keeps_tokens: Whether `tokens`, `gram` and the like are computed once and kept, which takes memory.
     """
 
     name: str
@@ -141,10 +141,14 @@ class CapturedLayer:
         spatial = self.weight.ndim - 2
         kernel, options = self.weight.shape[2:], self.options
         dilation = _tuple(options["dilation"], spatial)
-        padded = F.pad(self.input, _pads(options["padding"], kernel, dilation))
         channels = self.examples * self.weight.shape[0]
+
+        def inputs() -> torch.Tensor:
+            padded = F.pad(self.input, _pads(options["padding"], kernel, dilation))
+            return padded.reshape(1, channels, *padded.shape[2:])
+
         found = (torch.conv1d, torch.conv2d, torch.conv3d)[spatial - 1](
-            padded.reshape(1, channels, *padded.shape[2:]),
+            self._once("padded", inputs),
             gradient.reshape(channels, 1, *gradient.shape[2:]),
             stride=dilation,
             dilation=_tuple(options["stride"], spatial),
