@@ -322,6 +322,23 @@ def test_a_trace_of_a_thousand_classes_takes_twelve_passes():
     assert "standard error" in note
 
 
+@pytest.mark.parametrize("size", [7, 8])
+def test_gradients_of_strided_depthwise_convolutions_are_those_of_autograd(size):
+    conv = nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4, bias=False)
+    model = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)).double()
+    x = torch.randn(5, 4, size, size, dtype=torch.float64)
+    model(x)
+    engine = CurvatureEngine.of(model, moved(model, 0.1))
+    engine.plan_on(x)
+    with differentiable(model, engine.names):
+        layer = engine.capture(x, engine.names).layers["0.weight"]
+    assert layer.is_depthwise()
+    gradient = torch.randn(layer.shape, dtype=torch.float64)
+    for row, found in enumerate(layer.pullback(gradient)):
+        wanted = torch.autograd.grad(conv(x[row : row + 1]), conv.weight, gradient[row : row + 1])[0]
+        torch.testing.assert_close(found, wanted, **DOUBLE)
+
+
 def test_a_layer_that_did_not_move_is_zero():
     case = build("cnn")
     with torch.no_grad():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from hesstune._lazy import lazily
 
 if TYPE_CHECKING:
+    from hesstune.curvature.callback import MeasureCallback
     from hesstune.curvature.engine import CurvatureEngine
     from hesstune.curvature.exact import ExactForms
     from hesstune.curvature.lanczos import LanczosForms, Traces
@@ -14,7 +15,16 @@ if TYPE_CHECKING:
     from hesstune.curvature.quadrature import Stopping
     from hesstune.curvature.quantities import Quantity
 
-__all__ = ["CurvatureEngine", "ExactForms", "LanczosForms", "Objective", "Quantity", "Stopping", "Traces"]
+__all__ = [
+    "CurvatureEngine",
+    "ExactForms",
+    "LanczosForms",
+    "MeasureCallback",
+    "Objective",
+    "Quantity",
+    "Stopping",
+    "Traces",
+]
 
 __getattr__, __dir__ = lazily(
     __name__,
@@ -22,6 +32,7 @@ __getattr__, __dir__ = lazily(
         "CurvatureEngine": "hesstune.curvature.engine",
         "ExactForms": "hesstune.curvature.exact",
         "LanczosForms": "hesstune.curvature.lanczos",
+        "MeasureCallback": "hesstune.curvature.callback",
         "Objective": "hesstune.curvature.objective",
         "Quantity": "hesstune.curvature.quantities",
         "Stopping": "hesstune.curvature.quadrature",

@@ -32,7 +32,7 @@ FORMS: dict[FormKind, FormNames] = {
     "gauss_newton": FormNames("G", "vᵀGv", "Tr G", "Gauss–Newton distance measure"),
 }
 # A given number must be larger than this.
-ABOVE = {"steps": 0, "tol": 0, "max_examples": 0, "memory_mib": 0, "trace_passes": 1, "mean_tol": 0}
+ABOVE = {"steps": 0, "tol": 0, "max_examples": 0, "memory_mib": 0, "trace_passes": 1}
 # The default of `skip_classes`: the share of an entry that skipped classes may add.
 SKIP_CLASSES = 0.01
 # The default of `trace_passes`: with more classes a trace in closed form is an estimate.

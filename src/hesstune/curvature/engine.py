@@ -331,8 +331,8 @@ class CurvatureEngine:
             parts, asked = [], asked or FormOptions()
             for row, given in each_alone(inputs):
                 one = trimmed(given) if self.plan.cuts_padding else given
-                own = replace(asked, numbers=[row if asked.numbers is None else asked.numbers[row]])
-                parts.append(self._forms(self.capture(one, names), one, names, apart, own))
+                alone = replace(asked, numbers=[row if asked.numbers is None else asked.numbers[row]])
+                parts.append(self._forms(self.capture(one, names), one, names, apart, alone))
             return ExactForms.joined(parts)
         if apart:
             weights = named_parameters(self.model)

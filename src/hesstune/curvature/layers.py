@@ -75,7 +75,7 @@ class CapturedLayer:
         call: (a, weight) -> z without bias, with the options of the captured call.
         transposed: Whether the weight is stored (in, out), as in transformers' Conv1D.
         options: stride, padding, dilation and groups of a convolution.
-        keeps_tokens: Whether `tokens` and `gram` are computed once and kept, which takes memory.
+        keeps_tokens: Whether `tokens`, `gram` and the like are computed once and kept, which takes memory.
     """
 
     name: str
@@ -130,8 +130,39 @@ class CapturedLayer:
 
         return self._raw(torch.func.vmap(one)(self.examples_first(self.input), delta.to(self.input.dtype)))
 
+    def is_depthwise(self) -> bool:
+        """Tell whether it is a convolution with one input and one output channel a group, batch first."""
+        groups, _, _, outputs = self.counts()
+        one = self.weight.shape[1] == outputs == 1
+        return self.kind == "conv" and groups > 1 and one and self.layout == "first"
+
+    def _depthwise_pullback(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Convolve each channel with its gradient: without patches, which take most of the time."""
+        spatial = self.weight.ndim - 2
+        kernel, options = self.weight.shape[2:], self.options
+        dilation = _tuple(options["dilation"], spatial)
+        channels = self.examples * self.weight.shape[0]
+
+        def inputs() -> torch.Tensor:
+            padded = F.pad(self.input, _pads(options["padding"], kernel, dilation))
+            return padded.reshape(1, channels, *padded.shape[2:])
+
+        found = (torch.conv1d, torch.conv2d, torch.conv3d)[spatial - 1](
+            self._once("padded", inputs),
+            gradient.reshape(channels, 1, *gradient.shape[2:]),
+            stride=dilation,
+            dilation=_tuple(options["stride"], spatial),
+            groups=channels,
+        )
+        # With a stride, rows and columns that no patch reached may be left over.
+        for axis, size in enumerate(kernel):
+            found = found.narrow(2 + axis, 0, size)
+        return found.reshape(self.examples, *self.weight.shape)
+
     def pullback(self, gradient: torch.Tensor) -> torch.Tensor:
         """Map a raw output gradient g to each example's weight gradient Σ_t g_t a_tᵀ, (B, *weight.shape)."""
+        if self.is_depthwise():
+            return self._depthwise_pullback(gradient)
         if self.kind == "conv_transpose":
             with torch.enable_grad():
                 zero = self.weight.new_zeros((self.examples, *self.weight.shape), requires_grad=True)
@@ -201,7 +232,7 @@ class CapturedLayer:
 
     def prefers_gram(self) -> bool:
         """Tell whether ‖Σ_t g_t a_tᵀ‖² is cheaper through the token Gram than by forming the gradient."""
-        if self.kind == "conv_transpose":
+        if self.kind == "conv_transpose" or self.is_depthwise():
             return False
         _, tokens, inputs, outputs = self.counts()
         return tokens * (outputs + inputs) < outputs * inputs

@@ -15,11 +15,11 @@ from hesstune.curvature.batches import LabelledBatch, by_length, checked_batches
 from hesstune.curvature.capture import bytes_in_full_precision, differentiable
 from hesstune.curvature.declared import SKIP_CLASSES, TRACE_PASSES, ExamplesChoice, MethodChoice
 from hesstune.curvature.engine import CurvatureEngine
+from hesstune.curvature.lanczos import LanczosForms
 from hesstune.curvature.memory import MIB, SHARED_GRAPH_EXAMPLES, MemoryForecast, bytes_of
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.quantities import QUANTITIES, MeasureSettings, PositiveForm
 from hesstune.curvature.result import Measure
-from hesstune.curvature.sampling import base_of, sampled_means
 from hesstune.errors import DataError, listed
 from hesstune.forward import Inputs, batch_size
 from hesstune.reference import NO_LAYER, Reference
@@ -45,7 +45,6 @@ def measure(  # noqa: PLR0913
     seed: int = 0,
     *,
     mean_sample: int = 0,
-    mean_tol: float | None = None,
     quantities: Sequence[str] = (),
     noise_matrix: Any = None,
     label_smoothing: float = 0.0,
@@ -93,9 +92,6 @@ def measure(  # noqa: PLR0913
             per-example losses, which takes the smooth path and has no `gauss_newton`.
         seed: Seed of all random probes and of the sample; the global random state is not used.
         mean_sample: With examples="max": the number of examples drawn at random for smooth layers; 0: all.
-        mean_tol: Draw more examples, up to eight times `mean_sample`, until the relative standard error of
-            Σ_i √mean_i over the smooth layers, by the sample, is at most this; the last layers, which take
-            little time, are measured on more of them than the others. Default: as many as `mean_sample`.
         quantities: Names of further quantities of `hesstune.curvature.quantities`; their tensors are in the
             result's `more`.
         noise_matrix: F as an array, F[i, j] = P(noisy = j | true = i), or anything with `.inverse`.
@@ -155,7 +151,6 @@ def measure(  # noqa: PLR0913
         skip_classes=skip_classes,
         trace_passes=trace_passes,
         mean_sample=mean_sample,
-        mean_tol=mean_tol,
     )
     objective = Objective(loss, noise_matrix, label_smoothing, class_weights)
     with gathered(model):
@@ -214,7 +209,6 @@ class _Measurement:
 
     def __post_init__(self) -> None:
         self.sample = _RandomSample(self.settings.sampled, self.settings.seed)
-        self.sample_error = math.nan
         self.quantities = self.settings.chosen
 
     def examples_at_once(self, inputs: Inputs, on_forecast: Callable[[str], None] | None) -> int:
@@ -244,7 +238,9 @@ class _Measurement:
         self.engine.sharing = self.forecast.sharing
         if first and on_forecast is not None:
             on_forecast(self.forecast.sentence())
-            on_forecast(plan.cost(asked.steps, asked.mean_sample if asked.sampled else 0))
+            on_forecast(
+                plan.cost(min(asked.steps, asked.stopping.most), asked.mean_sample if asked.sampled else 0)
+            )
         return self.forecast.at_once
 
     def chunks(self, inputs: Inputs, targets: torch.Tensor, most: int) -> Iterator[LabelledBatch]:
@@ -291,44 +287,37 @@ class _Measurement:
         self.count += size
 
     def measure_sample(self) -> None:
-        """Measure the smooth layers of the sample, and estimate their means over all examples."""
+        """Measure the smooth layers of the sample, and estimate their means over all examples.
+
+        The estimate is the mean of the Gauss–Newton values, known for every example, plus the sample's mean
+        difference from them. Its variance as a mean over the distribution is Var q / n + (1 − m/n)·Var(q −
+        GN)/m.
+        """
         if not self.sample.drawn:
             return
-        engine, asked = self.engine, self.settings
+        engine = self.engine
         joined = {key: torch.cat(self.rows[key]) for key in (*PositiveForm.keys, "gauss_newton")}
         columns = joined["quadratic"].isnan().any(0).nonzero().flatten()
         names = [engine.names[column] for column in columns.tolist()]
+        batches = [
+            (trimmed(inputs) if engine.plan.cuts_padding else inputs, targets)
+            for _, _, (inputs, targets) in self.sample.drawn
+        ]
+        forms = LanczosForms.joined([engine.lanczos(one, names, self.settings.stopping) for one in batches])
         # Rows are in the order of measurement until `result` sorts them.
         place = torch.cat(self.order).argsort()
         drawn = place[torch.tensor([example for _, example, _ in self.sample.drawn])]
-        known, base = joined["gauss_newton"][:, columns], base_of(len(names))
-
-        def add(start: int, end: int, chosen: torch.Tensor) -> None:
-            """Measure some layers of the drawn examples from `start` to `end`."""
-            layers = [name for name, of in zip(names, chosen.tolist(), strict=True) if of]
-            for at in range(start, end):
-                inputs, targets = self.sample.drawn[at][2]
-                one = (trimmed(inputs) if engine.plan.cuts_padding else inputs), targets
-                forms = engine.lanczos(one, layers, asked.stopping)
-                for key in PositiveForm.keys:
-                    joined[key][drawn[at], columns[chosen]] = getattr(forms, key)[0]
-
-        most = len(drawn)
-        whole = some = min(asked.mean_sample, most)
-        add(0, whole, torch.ones_like(base))
-        found = sampled_means(joined["quadratic"][drawn[:some]][:, columns], drawn[:some], known)
-        while asked.mean_tol and found.error > asked.mean_tol and (whole, some) != (most, most):
-            ahead = found.plan((whole, some), most, asked.mean_tol)
-            more = ahead if ahead != (whole, some) else (whole + 1, max(some, whole + 1))
-            add(whole, more[0], ~base)
-            add(some, more[1], base)
-            whole, some = more
-            found = sampled_means(joined["quadratic"][drawn[:some]][:, columns], drawn[:some], known)
         for key in PositiveForm.keys:
+            joined[key][drawn[:, None], columns[None, :]] = getattr(forms, key)
             self.rows[key] = [joined[key]]
-        for key, value in {"sampled_mean": found.mean, "sampled_stderr": found.stderr}.items():
+        known, n, m = joined["gauss_newton"][:, columns], self.count, len(drawn)
+        extra = forms.quadratic - known[drawn]
+        variance = torch.full_like(extra[0], math.nan)
+        if m > 1:
+            variance = forms.quadratic.var(0) / n + (1 - m / n) * extra.var(0) / m
+        estimates = {"sampled_mean": known.mean(0) + extra.mean(0), "sampled_stderr": variance.sqrt()}
+        for key, value in estimates.items():
             self.sampled[key] = engine.spread(names, value[None], math.nan)[0]
-        self.sample_error = found.error
 
     def result(self, not_layers: list[str]) -> Measure:
         """Join the rows; `not_layers` are weight matrices that have changed but are not layers.
@@ -341,7 +330,7 @@ class _Measurement:
         engine, place = self.engine, torch.cat(self.order).argsort()
         joined = {key: torch.cat(values)[place] for key, values in self.rows.items() if key != "gauss_newton"}
         more = {key: joined.pop(key) for key in joined.keys() - set(Measure.__dataclass_fields__)}
-        distances = [torch.linalg.vector_norm(d.double()).cpu() for d in engine.differences.values()]
+        distances = [_norm(delta) for delta in engine.differences.values()]
         measured = Measure(
             names=engine.names,
             distances=torch.stack(distances),
@@ -354,14 +343,15 @@ class _Measurement:
             **self.sampled,  # type: ignore[arg-type]
         )
         sentences = [f"{name}: {QUANTITIES[name].sentence}" for name in self.settings.quantities]
-        if self.sampled:
-            sentences.insert(
-                0,
-                "Σ √mean of the smooth layers, as a sum over all examples, has a relative standard error of "
-                f"{self.sample_error:.1%}",
-            )
         notes = [*measured.quantity_notes(), *sentences, self.forecast.sentence()]
         if not_layers:
             notes.append(f"{listed(not_layers)} not measured: {NO_LAYER}")
         measured.notes = notes
         return measured
+
+
+def _norm(delta: torch.Tensor) -> torch.Tensor:
+    """Return ‖v‖ in float64, a few rows at a time: a copy of a whole layer would take memory."""
+    parts = [torch.linalg.vector_norm(rows.double()) for rows in delta.split(256)]
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(parts))
+    return norm.cpu()

@@ -154,6 +154,8 @@ def _unfolded(layer: CapturedLayer) -> int:
     """Return the number of entries of an example's tokens, and of their Gram matrices if they are used."""
     if layer.kind == "conv_transpose":
         return layer.weight.numel()
+    if layer.is_depthwise():
+        return 2 * layer.input.numel() // layer.examples  # padded
     groups, tokens, inputs, _ = layer.counts()
     gram = groups * tokens**2 if layer.prefers_gram() else 0
     return groups * tokens * inputs * (layer.kind == "conv") + gram

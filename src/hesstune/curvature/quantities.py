@@ -31,8 +31,6 @@ GAUSS_NEWTON_NOTE = (
     "operations follow a layer, and another number elsewhere"
 )
 _DEFAULT_TOLERANCE = 0.03
-# A sample grows to at most so many times `mean_sample`.
-_MOST_SAMPLES = 8
 # A wide bracket (vᵀHv very negative) needs more products than `steps`.
 _MOST_PER_STEP = 4
 
@@ -54,7 +52,6 @@ class MeasureSettings:
     skip_classes: float
     trace_passes: int
     mean_sample: int
-    mean_tol: float | None
 
     def __post_init__(self) -> None:
         choices = [
@@ -79,15 +76,13 @@ class MeasureSettings:
     @property
     def stopping(self) -> Stopping:
         """When Lanczos stops."""
-        usual = max(_DEFAULT_TOLERANCE, self.mean_tol or 0.0) if self.sampled else _DEFAULT_TOLERANCE
-        tol = usual if self.tol is None else self.tol
+        tol = _DEFAULT_TOLERANCE if self.tol is None else self.tol
         return Stopping(tol=tol, most=_MOST_PER_STEP * self.steps)
 
     @property
     def sampled(self) -> int:
-        """The largest number of examples in the sample for smooth layers; 0: all are measured."""
-        chosen = self.examples == "max" and self.method != "gauss_newton"
-        return (_MOST_SAMPLES if self.mean_tol else 1) * self.mean_sample * chosen
+        """The number of examples in the sample for smooth layers; 0: all are measured."""
+        return self.mean_sample if self.examples == "max" and self.method != "gauss_newton" else 0
 
     @property
     def chosen(self) -> list[type[Quantity]]:
@@ -199,13 +194,9 @@ class PositiveForm(Quantity):
         if measured.quantity == "gauss_newton":
             found.append(GAUSS_NEWTON_NOTE)
         if len(measured.quadratic) and int(counts.min()) < len(measured.quadratic):
-            of = f"{int(counts.min())} of {len(measured.quadratic)} examples, drawn at random"
-            sampled = counts[counts < len(measured.quadratic)]
-            if int(sampled.max()) > int(sampled.min()):
-                of += f" (the last layers on {int(sampled.max())})"
             found.append(
-                f"smooth layers were measured on {of}: their maximum is over these, and their mean is "
-                "estimated for all"
+                f"smooth layers were measured on {int(counts.min())} of {len(measured.quadratic)} examples, "
+                "drawn at random: their maximum is over these, and their mean is estimated for all"
             )
         share, tol = (0.0, 0.0) if measured.skipped is None else measured.skipped.tolist()
         if share:

@@ -9,7 +9,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from hesstune.bounds import CHOICES, BoundName, first_lines
 from hesstune.checks import expanded, parse_number
-from hesstune.curvature.declared import ABOVE, SKIP_CLASSES, ExamplesChoice, MethodChoice, sample_fault
+from hesstune.curvature.declared import (
+    ABOVE,
+    SKIP_CLASSES,
+    TRACE_PASSES,
+    ExamplesChoice,
+    MethodChoice,
+    sample_fault,
+)
 from hesstune.data.formats import WITH_PATH
 from hesstune.data.reading import SplitRule, fold_of, rgb_of
 from hesstune.options import DEVICE, FilePath, Names, Options, Shown, numbers_by_name
@@ -439,6 +446,11 @@ class MeasureOptions(SampleOptions):
         ge=0,
         lt=1,
         description="closed form: share of an entry that skipped classes may add; 0: take all classes",
+    )
+    trace_passes: int = Field(
+        TRACE_PASSES,
+        gt=ABOVE["trace_passes"],
+        description="closed form: passes for a trace; with more classes it is an estimate",
     )
     memory_mib: float | None = Field(
         None,
