@@ -171,6 +171,7 @@ class MeasureKeywords(TypedDict, total=False):
     method: Literal["auto", "exact", "lanczos", "gauss_newton"]
     tol: float | None
     skip_classes: float
+    trace_passes: int
     memory_mib: float | None
     seed: int
 
