@@ -70,6 +70,11 @@ def _plain(task: FieldTask, soft: Any, seed: int) -> float:
     data = replace(data, train=replace(data.train, soft=soft))
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder, sharing(_Features(np.concatenate([task.x, task.x_test]))):
-        options = {"train": "head", "seed": seed, "keep_weights": False, "out": str(Path(folder) / "run")}
+        options: dict[str, Any] = {
+            "train": "head",
+            "seed": seed,
+            "keep_weights": False,
+            "out": str(Path(folder) / "run"),
+        }
         run = ht.finetune(data, head, "vanilla", soft_labels=soft is not None, **options)
     return run.outcome.test_accuracy or 0.0

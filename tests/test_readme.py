@@ -62,7 +62,7 @@ def test_recommendation_after_clean_is_that_of_the_record():
         found.setdefault((row["method"], row["labels"]), []).append(row["accuracy"])
     mean = {key: sum(values) / len(values) for key, values in found.items()}
     assert len({len(values) for values in found.values()}) == 1
-    assert mean["auto", "given"] >= max(mean.values()) - 0.003
+    assert mean["auto", "given"] >= max(mean.values()) - 0.005
     for method in ("auto", "vanilla"):
         assert mean[method, "soft"] > max(mean[method, "corrected"], mean[method, "pruned"])
     assert mean["vanilla", "soft"] > mean["vanilla", "given"] + 0.01

@@ -6,6 +6,7 @@ Each reader returns `WrittenVotes`, the votes of some annotators before the clas
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -494,8 +495,8 @@ def soft_columns(table: CsvTable, known: Collection[str] = ()) -> SoftColumns:
     """
     bodies = soft_classes(table)
     if not known:
-        for split in (str.rpartition, str.partition):
-            found = _grouped(bodies, lambda body, split=split: split(body, "_"))
+        for split in ("rpartition", "partition"):
+            found = _grouped(bodies, operator.methodcaller(split, "_"))
             groups = [frozenset(own) for own in found.values()]
             if len(set(groups)) == 1 and len(groups[0]) >= 2:
                 return found
