@@ -210,9 +210,9 @@ def test_signals_wait_for_the_step_and_go_on_to_the_handler_before():
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_ctrl_c_and_sigterm_write_a_checkpoint_and_say_how_to_go_on(tmp_path, number):
     out = tmp_path / "a b"
-    command = [sys.executable, "-m", "hesstune", "finetune", "--inject-noise", "0.2", "--train", "head",
-               "--method", "robust", "--limit", "60", "--image-size", "32", "--epochs", "100000",
-               "--out", str(out)]  # fmt: skip
+    command = [sys.executable, "-m", "hesstune", "finetune", "--data", "digits", "--inject-noise", "0.2",
+               "--train", "head", "--method", "robust", "--limit", "60", "--image-size", "32",
+               "--epochs", "100000", "--out", str(out)]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
