@@ -172,7 +172,7 @@ def test_every_command_on_a_run_ends_with_the_next_one(commands, head_run, tmp_p
     run = tmp_path / "run"
     shutil.copytree(head_run.path, run)
     wanted = {
-        ("measure", run): "certify",
+        ("measure", run, "--max-examples", "16"): "certify",
         ("certify", run, "--draws", "16", "--diagnostic"): "report",
         ("check", run, "--sample", "3"): "certify",
         ("noise", run): "report",
@@ -198,10 +198,10 @@ def test_every_command_on_a_run_ends_with_the_next_one(commands, head_run, tmp_p
 def test_measure_prints_the_sum_in_words_and_the_table_with_more(head_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(head_run.path, run)
-    few = inside("measure", run).stdout
+    few = inside("measure", run, "--max-examples", "16").stdout
     assert "Mean Hessian distance measure: " in few
     assert re.search(r"100% ± \d+% of the measure comes from 1 of ", few)
-    more = inside("measure", run, "--more").stdout
+    more = inside("measure", run, "--max-examples", "16", "--more").stdout
     assert "share" in more
     assert len(more) > 2 * len(few)
 
