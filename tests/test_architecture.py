@@ -161,3 +161,25 @@ def test_the_reference_and_examples_have_public_paths_alone():
     for file in listed:
         for package in re.findall(r"^from (hesstune[\w.]*) import", file.read_text(), re.MULTILINE):
             assert package in public or package.startswith("hesstune.integrations."), f"{file}: {package}"
+
+
+def test_every_room_is_there_and_is_what_the_page_calls_it():
+    for _, rooms, _, _ in table("| layer | rooms |"):
+        for room in re.findall(r"`([^`]+)`", rooms):
+            assert (SRC / room).exists(), room
+            assert (SRC / room).is_dir() == room.endswith("/")
+
+
+def test_circles_are_forbidden_everywhere():
+    (contract,) = contracts("acyclic_siblings")
+    assert contract["ancestors"] == ["hesstune"]
+    assert not any(key in contract for key in ("depth", "skip_descendants", "ignore_imports"))
+    assert "ignore_imports" not in contracts("layers")[0]
+
+
+def test_files_that_the_page_names_are_there():
+    walks = PAGE[PAGE.index("## A batch through `finetune`") :]
+    files = set(re.findall(r"`([\w/]+\.py)`", walks))
+    assert len(files) > 15
+    for file in files:
+        assert list(SRC.rglob(file)), file

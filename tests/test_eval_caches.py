@@ -10,7 +10,7 @@ from torch import nn
 import hesstune as ht
 from hesstune.forward import clear_caches, evaluating, logits_of
 from hesstune.models.cut import AfterCut, find_cut
-from network_uses import K, X, certified, distances, measured, stability, traces
+from network_uses import K, X, batches, certified, distances, measured, stability, traces
 
 
 class Gathered(nn.Module):
@@ -204,7 +204,7 @@ class Pictures(nn.Module):
         return self.head(torch.tanh(self.bias(self.body(x))))
 
 
-@pytest.mark.parametrize("method", ["vanilla", "auto", "robust", "sam", "nso", "wise_ft"])
+@pytest.mark.parametrize("method", ["vanilla", "auto", "robust", "certified", "sam", "nso", "wise_ft", "elr"])
 def test_training_validates_and_keeps_the_present_weights(tiny, method, tmp_path):
     options = {k: v for k, v in tiny.items() if k not in ("model", "out")}
     options |= {"method": method, "train": "all", "epochs": 3, "lr": 0.05, "batch_size": 4}
@@ -218,3 +218,25 @@ def test_training_validates_and_keeps_the_present_weights(tiny, method, tmp_path
     other = runs[False].model().state_dict()
     assert all(torch.equal(t, other[name]) for name, t in runs[True].model().state_dict().items())
     assert runs[True].outcome.test_accuracy == runs[False].outcome.test_accuracy
+
+
+def test_draws_are_independent_of_each_other():
+    """The biases of draws j and j + 1 differ: with a stale cache every draw had the first one's."""
+    model, _, _ = pair()
+    torch.manual_seed(0)
+    seen = []
+    with evaluating(model), torch.no_grad():
+        for _ in range(4):
+            model[1].biases.normal_()
+            seen.append(logits_of(model, X))
+    assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
+
+
+def test_gradients_of_eval_mode_reach_the_kept_weights_in_every_batch():
+    one, other, _ = pair()
+    for model in (one, other):
+        with evaluating(model):
+            for inputs, targets in batches():
+                F.cross_entropy(logits_of(model, inputs), targets).backward()
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)

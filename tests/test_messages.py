@@ -1,5 +1,6 @@
 """Help, pages and messages: every placeholder is filled in, and what they advise can be done."""
 
+import ast
 import json
 import re
 import shlex
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 SRC = Path(ht.__file__).parent
 # {name}, {name['key']}, {name.field:.1f}; but not {m=k} or x_{i} of a formula.
 PLACEHOLDER = re.compile(r"(?<![_^\\$])\{[a-z]\w+(\[[^\]]*\]|\.\w+)*(![rsa])?(:[^}]*)?\}")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def models():
@@ -97,3 +99,36 @@ def test_the_command_that_installs_a_part_is_one_that_works_here(tmp_path, monke
         wanted = [f"{folder}/constraints.txt", f"{folder}[peft]"] if found else ["constraints.txt", ".[peft]"]
         assert words[-5:] == ["pip", "install", "-c", *wanted]
     assert install_command("peft") in str(MissingExtraError("peft", "peft", "lora"))
+
+
+@pytest.mark.parametrize(
+    "function", [ht.finetune, ht.compare, ht.label_data, ht.clean, ht.certify, ht.measure]
+)
+def test_docstrings_have_no_unfilled_placeholder(function):
+    arguments = re.sub(r"(?s)Example:.*", "", function.__doc__ or "")
+    found = [match[0] for match in PLACEHOLDER.finditer(arguments)]
+    assert set(found) <= {"{seed}", "{task}", "{layer}"}  # that the text explains
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_pages_have_no_unfilled_placeholder(path):
+    text = re.sub(r"(?s)^---\n.*?\n---\n", "", path.read_text(encoding="utf-8"))
+    text = re.sub(r"(?ms)^```.*?^```", "", text)
+    text = re.sub(r"(?m)^( {4}|:::).*$", "", text)
+    text = re.sub(r"`[^`\n]*`|\$[^$]*\$", "", text)
+    assert not [match[0] for match in PLACEHOLDER.finditer(text)]
+
+
+def test_no_text_of_the_code_holds_what_an_f_string_would_fill_in():
+    wrong = re.compile(r"\{[A-Za-z_]\w*(\[['\"\w]|\.\w+[}.(]|\([^)]*\)\}|:[.,+%\d][^}]*\})")
+    for path in [*SRC.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value:
+                found = wrong.search(node.value)
+                assert found is None or ".format(" in text or path.name == "render.py", (path, node.value)
+
+
+def test_nothing_advises_to_install_what_no_index_has():
+    for path in [*SRC.rglob("*.py"), *PAGES]:
+        assert "hesstune[" not in path.read_text(encoding="utf-8").replace("hesstune\\[", "hesstune["), path

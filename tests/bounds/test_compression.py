@@ -246,3 +246,41 @@ def test_a_network_is_certified_by_what_it_kept():
     assert (tail.bound, tail.n, tail.empirical) == ("holdout", 150, errors / 150)
     with pytest.raises(DataError, match="150 of the certificate's examples are also among"):
         evaluated(Holdout, other, data, seen=data)
+
+
+def start_of(label, n, k):
+    """A start that gives every example one label."""
+    return torch.nn.functional.one_hot(torch.full((n,), label), k).float()
+
+
+def failure_of_starts(labels, n, delta, chosen):
+    """P(true error > bound), exactly, of one start or of that which keeps fewest on the same examples."""
+    x = torch.tensor([[1.0, 0.0]] * n)
+    bad = 0.0
+    for rows in combinations_with_replacement(range(labels), n):
+        chance = factorial(n) / prod(factorial(c) for c in Counter(rows).values()) / labels**n
+        tried = range(labels) if chosen else [0]
+        y = np.array(rows)
+        kept = min(len(Picker(x, y, start_of(own, n, labels), steps=5).run().kept) for own in tried)
+        bad += chance * (1 - 1 / labels > compression_bound(kept, n, delta) + 1e-12)
+    return bad
+
+
+def test_a_setting_chosen_on_the_examples_is_found_out():
+    """Twelve labels at random: a fixed start is right on both once in 144, the best of twelve once in 12."""
+    assert failure_of_starts(12, 2, 0.02, chosen=False) <= 0.02
+    assert failure_of_starts(12, 2, 0.02, chosen=True) > 0.02
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_thirty_examples_with_labels_at_random(repeated):
+    """The true error is one half whatever is learnt; inputs are new, or draws of three."""
+    rng = np.random.default_rng(5)
+    failed = 0
+    for _ in range(12):
+        rows = rng.integers(0, 3, 30)
+        x = torch.eye(3)[rows] if repeated else torch.from_numpy(rng.normal(size=(30, 5)).astype(np.float32))
+        y = rng.integers(0, 2, 30)
+        kept = len(Picker(x, y, torch.zeros(30, 2)).run().kept)
+        failed += compression_bound(kept, 30, 0.05) < 0.5
+    assert failed == 0  # far from it: most of the labels have to be kept

@@ -232,3 +232,22 @@ def test_one_predicted_class_alone_refutes_the_matrix():
     with pytest.raises(RefutedNoiseError):
         check_noisy_risk(0.19, SYMMETRIC, 0.01)
     check_noisy_risk(0.21, SYMMETRIC, 0.01)
+
+
+def test_expectation_over_noisy_labels_is_the_clean_risk():
+    k, n = 4, 200_000
+    rng = np.random.default_rng(0)
+    matrix = random_noise(k, 1, 0.7)
+    true = rng.integers(0, k, n)
+    predicted = np.where(rng.random(n) < 0.2, (true + 1) % k, true)
+    noisy = np.array([rng.choice(k, size=n, p=row) for row in matrix])[true, np.arange(n)]
+    confusion = np.zeros((k, k))
+    np.add.at(confusion, (noisy, predicted), 1 / n)
+    risk = (true != predicted).mean()
+    for loss in clean_losses(matrix):
+        values = loss.matrix[noisy, predicted]
+        mean, error = values.mean(), values.std() / np.sqrt(n)
+        torch.testing.assert_close(loss.risk(loss.unit(confusion)), float(mean), **CLOSE)
+        if loss.name == "inverse":
+            assert abs(mean - risk) <= 5 * error
+        assert mean >= risk - 5 * error

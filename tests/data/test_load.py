@@ -214,3 +214,10 @@ def test_cells_with_lists_or_objects_are_refused_by_name(tmp_path, kind, odd):
     save_rows(tmp_path, [row | {"label": odd} for row in ROWS])
     with pytest.raises(DataError, match=r"row \d: label .*\"a\""):
         load(f"{kind}:{tmp_path / f't.{kind}'}")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_files_of_other_formats_are_refused(tmp_path, kind):
+    (tmp_path / f"t.{kind}").write_text("text,label\na,no\n")
+    with pytest.raises(DataError, match=rf"t\.{kind}"):
+        load(f"{kind}:{tmp_path / f't.{kind}'}")

@@ -303,3 +303,16 @@ def test_clean_takes_the_name_of_the_head(image_folder):
 def test_heads_of_timm_and_torchvision(package, name, heads):
     pytest.importorskip(package, exc_type=ImportError)
     assert load_model(f"{package}:{name}", 7, pretrained=False).heads == heads
+
+
+def test_two_headed_classifiers_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DeiTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16,
+        patch_size=8, num_labels=4,
+    )  # fmt: skip
+    transformers.DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path / "net")
+    loaded = load_model(f"hf:{tmp_path / 'net'}", 2, image_size=16)
+    assert loaded.heads == ("cls_classifier", "distillation_classifier")
+    trained = freeze(loaded.model, "head", loaded.heads)
+    assert {n.rpartition(".")[0] for n in trained} == set(loaded.heads)

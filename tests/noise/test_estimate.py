@@ -15,6 +15,7 @@ from hesstune.noise.estimate import (
     estimate_noise,
     from_posterior,
     holdout,
+    log_likelihoods,
     pair_counts,
     simplex_projection,
     well_conditioned,
@@ -184,3 +185,14 @@ def test_wrong_input_is_refused(change, error, message):
     arguments = {"probs": [[0.7, 0.3]] * 4, "labels": [0, 1, 0, 1], "method": "confident"} | change
     with pytest.raises(error, match=message):
         estimate_noise(**arguments)
+
+
+def test_likelihood_of_noisy_labels_is_lower_with_too_much_noise():
+    F = random_noise(K, 4, 0.7)
+    rng = np.random.default_rng(1)
+    g = np.concatenate([np.repeat(np.eye(K), 2000, axis=0), rng.dirichlet(np.ones(K), size=2000)]) @ F.array
+    labels = draw_classes(g, rng)
+    right = log_likelihoods(F, g, labels)
+    np.testing.assert_allclose(right, np.log(0.999 * g[np.arange(len(g)), labels] + 0.001 / K))
+    assert log_likelihoods(NoiseMatrix(F.array @ F.array), g, labels).mean() < right.mean() - 0.01
+    assert log_likelihoods(NoiseMatrix.identity(K), g, labels).mean() == pytest.approx(right.mean())

@@ -332,3 +332,43 @@ def test_noise_by_place_is_rejected_and_noise_by_class_is_not():
     found = estimate_by_em(*by_place(1), 3)
     assert found.details["by_class_alone"]["p_value"] < 0.001
     assert any("not depend on the class alone" in note for note in found.notes)
+
+
+def test_rows_that_differ_are_shrunk_less():
+    alike = 30 * NoiseMatrix.symmetric(4, 0.3).array
+    paired = 30 * (0.6 * np.eye(4) + 0.4 * np.roll(np.eye(4), 1, axis=1))
+    assert np.abs(shrink_to_symmetric(alike) - alike / 30).max() < 0.02
+    assert np.abs(shrink_to_symmetric(paired) - paired / 30).max() < 0.05
+
+
+def test_rows_are_taken_with_what_is_known_of_them():
+    observed = Observed.of([0, 1, 1, 0], 2, None, (np.array([1, 3]), np.array([0, 0])), np.arange(4.0))
+    some = observed.take(np.array([0, 3]))
+    assert some.given.tolist() == [[1, 0], [1, 0]]
+    assert some.checked[0].tolist() == [1]
+    assert some.weight.tolist() == [0, 3]
+    assert observed.known(observed.given)[1].tolist() == [1, 0]
+    assert observed.given[1].tolist() == [0, 1]
+
+
+def test_em_estimates_pair_noise_better_than_confident_learning():
+    x, y = blobs(900, 4, spread=0.3)
+    matrix = NoiseMatrix.pair(4, 0.3)
+    noisy = matrix.corrupt(y, seed=0)
+    probs = cross_fit(x, noisy, 4)
+    how = {"features": x, "errors": False}
+    found = [estimate_noise(probs, noisy, name, **how).matrix.array for name in ("em", "confident")]
+    em, confident = (np.abs(one - matrix.array).sum(1).mean() for one in found)
+    assert em < min(0.12, confident + 0.02)
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_no_start_permutes_the_classes(k):
+    """A matrix and its classes in another order predict given labels equally well."""
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        y = np.arange(240) % k
+        x = (np.eye(k)[y] + 0.15 * rng.normal(size=(240, k))).astype(np.float32) * 4
+        given = NoiseMatrix.symmetric(k, 0.1).corrupt(y, seed=seed)
+        found = fit_from_several_starts(x, Observed.of(given, k), strength=0.1)
+        assert (found.posterior.argmax(axis=1) == y).mean() > 0.95

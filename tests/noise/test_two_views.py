@@ -116,3 +116,17 @@ def test_few_examples_many_features_and_many_classes(n, d, k):
     assert np.isfinite(found.posterior).all()
     np.testing.assert_allclose(found.posterior.sum(axis=1), 1)
     assert 0 <= found.rate_interval[0] <= found.rate_interval[1] <= 1
+
+
+def test_labels_without_noise_have_an_interval_from_zero_and_a_ranking():
+    x, _, given = scene(rate=0.0, spread=0.3)
+    found = clean(features=x, labels=given)
+    n = len(x)  # as much as n / 8 checked labels, beside 20 of which 2 are wrong
+    assert found.rate == pytest.approx((n / 8 * 0.5 / (n + 1) + 2) / (n / 8 + 20), abs=0.003)
+    low, high = found.wrong_labels[1:]
+    assert low == 0
+    assert high >= 1
+    assert len(np.unique(found.p_wrong)) > 100
+    again = clean(features=x, labels=given)
+    np.testing.assert_array_equal(again.posterior, found.posterior)
+    assert again.to_dict()["rate_interval"] == list(found.rate_interval)

@@ -324,3 +324,10 @@ def test_the_policy_of_the_page_allows_its_own_script_alone(chromium, tmp_path):
     assert page.locator("#review").is_visible()
     assert page.evaluate("fetch('data:text/plain,a').then(() => 'sent', () => 'refused')") == "refused"
     page.close()
+
+
+@pytest.mark.parametrize(("required", "ends"), [("1", pytest.fail), ("", pytest.skip)])
+def test_a_browser_that_is_required_is_never_skipped(monkeypatch, required, ends):
+    monkeypatch.setenv("HESSTUNE_REQUIRE_BROWSER", required)
+    with pytest.raises(ends.Exception, match="Chromium is not installed"):
+        absent("Chromium is not installed")

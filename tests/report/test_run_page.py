@@ -13,6 +13,7 @@ from report_runs import EVIL, run_folder
 
 import hesstune as ht
 from hesstune.analysis.label_issues import label_posterior
+from hesstune.errors import RunError
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.report.layers import layer_table, layer_words
 from hesstune.report.narrative import onset, provenance
@@ -213,3 +214,13 @@ def test_suspected_label_errors_of_a_real_run(tmp_path):
     again = {row["id"]: row["confidence"] for row in Run.load(run.path).label_issues()}
     assert again == {row["id"]: row["confidence"] for row in rows}
     assert (run.path / "model.safetensors").read_bytes() == before
+
+
+def test_wrong_folders_are_refused(tmp_path):
+    with pytest.raises(RunError, match="does not exist"):
+        render_run(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="no run folder"):
+        render_run(tmp_path)
+    (run_folder(tmp_path) / "measure.json").write_text("{")
+    with pytest.raises(RunError, match=r"measure\.json"):
+        render_run(tmp_path)

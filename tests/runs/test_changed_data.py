@@ -323,3 +323,7 @@ def test_digests_are_the_same_in_another_process(run):
     command = [sys.executable, "-c", script, str(run.path)]
     made = subprocess.run(command, capture_output=True, text=True)
     assert made.stdout.strip() == "unchanged", made.stderr
+
+
+def test_a_finished_run_resumed_with_the_same_data_is_returned(tiny, run):
+    assert ht.finetune(tiny | {"epochs": 1}, out=str(run.path), resume=True).result == run.result

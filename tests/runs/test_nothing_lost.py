@@ -121,6 +121,10 @@ def test_resume_refuses_other_data_or_weights_by_name(tiny, tmp_path, every_step
     Image.new("RGB", (20, 20), "red").save(path)
     refused(r"contents of 1 of 24 examples changed \(dark/03.png\)")
     path.write_bytes(content)
+    for other in ("light", "dark"):
+        path.rename(image_folder / other / "03b.png")
+        refused(rf"1 of 24 examples missing \(dark/03.png\); 1 new \({other}/03b.png\)")
+        (image_folder / other / "03b.png").rename(path)
     source = Path(sys.modules["tinynets"].__file__)
     changed = source.read_text().replace("nn.Linear(8, num_classes)", "Moved(8, num_classes)") + MOVED
     source.write_text(changed)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from hesstune.errors import ConfigError
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.runs.config import FinetuneConfig
-from hesstune.study.compare import plan_of
+from hesstune.study.compare import compare, plan_of
 
 
 @pytest.fixture
@@ -132,3 +133,15 @@ CHANGES = {
 def test_changed_contents_are_another_cell(what, few, tmp_path, image_folder, monkeypatch):
     first, other = CHANGES[what](few, tmp_path, image_folder, monkeypatch)
     assert first != other
+
+
+def test_a_comparison_is_not_continued_with_a_changed_file(few, tmp_path):
+    path = tmp_path / "clean.csv"
+    checked(path, False)
+    options = {**few, "checked_labels": str(path), "measure_examples": 0}
+    compare(options, methods=["vanilla"], seeds=1, out=tmp_path / "a", jobs=1)
+    kept = (tmp_path / "a" / "results.json").read_text()
+    checked(path, True)
+    with pytest.raises(ConfigError, match="other data or files"):
+        compare(options, methods=["vanilla"], seeds=1, out=tmp_path / "a", jobs=1)
+    assert (tmp_path / "a" / "results.json").read_text() == kept

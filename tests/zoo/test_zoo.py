@@ -6,6 +6,7 @@ import copy
 import importlib
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from zoo_checks import (
 from zoo_networks import CLASSES, NETWORKS
 
 import hesstune as ht
+from hesstune.errors import HesstuneError
 from hesstune.forward import evaluating, logits_of
 from hesstune.models.load import load_model
 
@@ -181,3 +183,18 @@ def check_loading(network, model, inputs, tokenizer, folder):
         heads = tuple(f"{head}." for head in loaded.heads)
         assert set(loaded.head_layers) <= changed
         assert all(name.startswith(heads) for name in changed), changed
+
+
+def test_list_has_many_networks_of_each_library_and_none_twice():
+    assert len({(n.library, n.name) for n in NETWORKS}) == len(NETWORKS)
+    count = Counter(n.library for n in NETWORKS)
+    assert count["transformers"] >= 60
+    assert min(count["timm"], count["torchvision"]) >= 5
+    assert Counter(n.reads for n in NETWORKS if n.library == "transformers")["texts"] >= 40
+
+
+def test_a_refusal_names_one_of_our_errors_and_its_reason():
+    for network in NETWORKS:
+        if network.refused is not None:
+            assert issubclass(network.refused.error, HesstuneError)
+            assert len(network.refused.why) > 20, network.name
