@@ -149,7 +149,13 @@ def test_packages_are_cheap_to_import_and_export_names_that_load():
 def test_the_reference_and_examples_have_public_paths_alone():
     reference = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
     assert len(reference) > 20
-    packages = ("hesstune", "hesstune.integrations", "hesstune.losses", "hesstune.labeling")
+    packages = (
+        "hesstune",
+        "hesstune.integrations",
+        "hesstune.losses",
+        "hesstune.labeling",
+        "hesstune.curvature",
+    )
     names = {f"{p}.{name}" for p in packages for name in importlib.import_module(p).__all__}
     assert names - {"hesstune.__version__", "hesstune.losses.ConsistentLoss"} <= set(reference)
     for path in reference:

@@ -20,10 +20,10 @@ def text(page):
     return " ".join((ROOT / page).read_text(encoding="utf-8").split())
 
 
-def quotes(told, *numbers):
+def quotes(stated, *numbers):
     """Assert that a text has these numbers, with no digit beside them."""
     for number in numbers:
-        assert re.search(rf"(?<![\d.]){re.escape(str(number))}(?!\d)", told), number
+        assert re.search(rf"(?<![\d.]){re.escape(str(number))}(?!\d)", stated), number
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +55,13 @@ def test_held_out_examples(gap):
     networks = sum(row["task"] in tested + developed for row in rows)
     share, ratio = analysis.near(rows, analysis.DEFAULT, tested)
     texts = sum(row["task"].endswith("minilm") for row in rows)
-    told = [mean[analysis.DEFAULT], mean["paper"], networks, f"{100 * share:.0f}"]
-    quotes(HELD_OUT_EVIDENCE, *told, len(tested + developed), mean["distance"], texts)
+    stated = [mean[analysis.DEFAULT], mean["paper"], networks, f"{100 * share:.0f}"]
+    quotes(HELD_OUT_EVIDENCE, *stated, len(tested + developed), mean["distance"], texts)
     for page in ("docs/explanation/measure.md", "docs/faq.md"):
         assert mean[analysis.DEFAULT] in text(page)
     counts = [len(rows) - networks, len(developed), len(tested)]
     ends = [signed(min(default)), signed(max(default))]
-    quotes(text("docs/research/gap.md"), *told, *counts, *ends, f"{ratio:.2f}", mean["difference"])
+    quotes(text("docs/research/gap.md"), *stated, *counts, *ends, f"{ratio:.2f}", mean["difference"])
 
 
 def test_networks_on_texts(gap):
@@ -76,9 +76,9 @@ def test_networks_on_texts(gap):
     ratios = [row["lanczos mean"] / row["gauss_newton mean"] for row in found]
     longer = [row["lanczos to gauss_newton, times as long"] for row in found]
     alike = [row["spearman of layers"] for row in found]
-    told = [f"{end(own):{form}}" for own, form in ((ratios, ".1f"), (longer, ".0f"), (alike, ".2f"))
+    stated = [f"{end(own):{form}}" for own, form in ((ratios, ".1f"), (longer, ".0f"), (alike, ".2f"))
             for end in (min, max)]  # fmt: skip
-    quotes(text("docs/research/gap.md"), sum(row["task"] in texts for row in rows), found[0]["n"], *told)
+    quotes(text("docs/research/gap.md"), sum(row["task"] in texts for row in rows), found[0]["n"], *stated)
 
 
 def test_constraints():

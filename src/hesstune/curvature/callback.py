@@ -11,14 +11,14 @@ from torch import nn
 from hesstune.checks import positive
 from hesstune.curvature.batches import LabelledBatch, rows_of
 from hesstune.curvature.measure import measure
+from hesstune.curvature.plan import closed_form_passes
 from hesstune.errors import ConfigError
 from hesstune.forward import batch_size, evaluating, logits_of
 from hesstune.reference import Reference
 
 # All in forward passes of one example. A training step is a forward pass and a backward pass of twice its
-# time; a measurement has a plan, and for each example a forward pass, one evaluation of the layers, and
-# backward (or forward-mode) passes.
-_TRAINING_PASSES, _PLANNING_PASSES, _OTHER_PASSES = 3, 100, 2
+# time; a measurement has a plan, and `closed_form_passes` for each example.
+_TRAINING_PASSES, _PLANNING_PASSES = 3, 100
 # Fewer examples say little: epochs are left out instead.
 _FEWEST_EXAMPLES = 8
 
@@ -112,4 +112,4 @@ class MeasureCallback:
     def _passes_an_example(self, model: nn.Module) -> int:
         with evaluating(model), torch.no_grad():
             classes = logits_of(model, rows_of(self._batch[0], torch.arange(1))).shape[1]
-        return _OTHER_PASSES + min(classes - 1, 2 * len(self._ref.layers()))
+        return closed_form_passes(classes, len(self._ref.layers()))

@@ -91,22 +91,29 @@ class MeasurePlan:
         words = ", ".join(f"{count} {method}" for method, count in counts.items() if count)
         closed = counts["exact"] + counts["gauss_newton"]
         smooth = counts["lanczos"] + counts["weight_space"]
-        # One forward pass, one evaluation of the layers, and K - 1 backward passes or L forward-mode ones.
-        passes = 2 + min(self.classes - 1, 2 * len(self.layers)) if closed or sampled else 0
+        all_layers = closed_form_passes(self.classes, len(self.layers))
+        passes = all_layers if closed or sampled else 0
         text = f"cost forecast: layers {words}; about {passes} forward passes an example"
         if smooth:
             # A product takes about three passes through what comes after the layer: half of the network.
             each = round(1.5 * smooth * products)
             text += f", and {each} for each of {sampled or 'all'} examples by Lanczos"
-            text += (
-                f"; gauss_newton would take about {2 + min(self.classes - 1, 2 * len(self.layers))} for all"
-            )
+            text += f"; gauss_newton would take about {all_layers} for all"
         return text
 
     @property
     def apart(self) -> list[str]:
         """The layers that are differentiated in the weight itself."""
         return [layer.name for layer in self.layers if layer.apart]
+
+
+def closed_form_passes(classes: int, layers: int) -> int:
+    """Return about how many forward passes of an example the closed form of its layers takes.
+
+    One forward pass, one evaluation of the layers, and K − 1 backward passes to their outputs, which take as
+    long as forward passes, or L forward-mode products, which take twice as long.
+    """
+    return 2 + min(classes - 1, 2 * layers)
 
 
 def make_measure_plan(
