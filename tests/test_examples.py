@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from hesstune.data.load import load_examples
+from hesstune.data.near_duplicates import near_duplicates
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NEEDS = {
     "trainer": "transformers",
@@ -59,3 +62,14 @@ def test_the_rules_label_texts_from_the_command_line(tmp_path, monkeypatch, caps
         found = {row["text"]: row["label"] for row in csv.DictReader(file)}
     assert [found.get(text) or None for text in texts] == ["positive", "negative", None, "negative"]
     assert (tmp_path / "labels.noise.json").is_file()
+
+
+def test_the_texts_of_the_tutorial_have_no_near_duplicates(tmp_path, monkeypatch):
+    """The accuracy on its test part would be too high."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["texts.py"])
+    runpy.run_path(str(EXAMPLES / "data" / "texts.py"), run_name="__main__")
+    texts = load_examples("csv:answers.csv", size=8, classes=["plots", "tables"]).examples
+    (groups,) = near_duplicates([texts])
+    assert len(groups) == 1200
+    assert len(set(groups.tolist())) == len(groups)
