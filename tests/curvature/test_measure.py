@@ -13,6 +13,7 @@ from networks import SMOOTH, build, dense_values, mlp, moved
 
 from dense_hessians import block_hessian
 from hesstune.curvature.engine import CurvatureEngine
+from hesstune.curvature.layers import CapturedLayer
 from hesstune.curvature.measure import measure
 from hesstune.curvature.quantities import QUANTITIES, Quantity
 from hesstune.curvature.result import Measure
@@ -94,6 +95,42 @@ def test_the_error_of_a_sampled_mean_covers_the_mean_of_all_examples():
         smooth = [not exact for exact in m.exact]
         scores.append(((m.mean - truth) / m.mean_stderr)[smooth])
     assert float(torch.stack(scores).abs().max()) < 5
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp_gelu", "bert"])
+def test_layers_that_did_not_move_take_no_work(name, monkeypatch):
+    case = build(name)
+    *still, head = case.ref.layers()
+    with torch.no_grad():
+        for layer in still:
+            case.model.get_parameter(layer).copy_(case.ref[layer])
+    batches, options = [(case.inputs, case.targets)], {"examples": "max", "mean_sample": 2}
+    whole = measure(case.model, case.ref, batches, **options, trace=True)
+    alone = measure(case.model, case.ref, batches, **options, trace=True, layers=[head])
+    worked = set()
+    for method in ("apply", "pullback", "gram"):
+        plain = getattr(CapturedLayer, method)
+        monkeypatch.setattr(
+            CapturedLayer, method, lambda layer, *a, f=plain: worked.add(layer.name) or f(layer, *a)
+        )
+    monkeypatch.setattr(CurvatureEngine, "source", None)
+    lines = []
+    engine = CurvatureEngine.of(case.model, case.ref)
+    plan = engine.plan_on(case.inputs)
+    worked.clear()  # by the probes of the plan
+    engine.exact(batches[0], engine.moved(), trace=True)
+    assert worked == {head}
+    found = measure(case.model, case.ref, batches, **options, trace="exact", on_forecast=lines.append)
+    assert f"{len(still)} of them unmoved" in lines[1]
+    assert found.methods == [layer.method for layer in plan.layers]
+    assert bool((found.quadratic[:, :-1] == 0).all())
+    assert bool((found.mean_stderr[:-1] == 0).all())
+    for one in (whole, alone):
+        assert torch.equal(found.quadratic[:, -1], one.quadratic[:, -1])
+        assert torch.equal(found.trace[:, -1], one.trace[:, -1])
+    assert bool(found.trace[:, :-1].isnan().all())
+    assert bool(whole.trace[:, :-1].isfinite().all())  # a number of their own
+    assert found.to_dict()["layers"][0]["trace_mean"] is None
 
 
 def test_traces_of_smooth_layers_carry_their_error():

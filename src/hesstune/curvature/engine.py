@@ -43,7 +43,7 @@ from hesstune.curvature.layers import WholeWeight
 from hesstune.curvature.layouts import check_batch, used_weights
 from hesstune.curvature.memory import SHARED_GRAPH_EXAMPLES
 from hesstune.curvature.objective import Objective, PerExampleLoss
-from hesstune.curvature.plan import MeasurePlan, make_measure_plan, moved_to_weight_space
+from hesstune.curvature.plan import MeasureMethod, MeasurePlan, make_measure_plan, moved_to_weight_space
 from hesstune.curvature.quadrature import Krylov, Stopping
 from hesstune.curvature.verification import require_finite
 from hesstune.errors import ConfigError, DataError, LayerError, unknown_name
@@ -238,6 +238,7 @@ class CurvatureEngine:
     def exact(
         self,
         batch: LabelledBatch,
+        names: Sequence[str] | None = None,
         *,
         trace: bool = False,
         spectrum: bool = False,
@@ -254,6 +255,7 @@ class CurvatureEngine:
 
         Args:
             batch: (inputs, targets).
+            names: The layers, in the order of the result, without those measured otherwise; default: all.
             trace: Also Tr H_i⁺ (or Tr G_i), from at most `trace_passes` passes.
             spectrum: Also the nonzero eigenvalues; this keeps the gradients of all passes.
             joint: Also the form of these layers moved together.
@@ -269,8 +271,9 @@ class CurvatureEngine:
         inputs, targets = self.take(batch)
         # Gradients are on for all weights: some kernels, and so the last digits, depend on that.
         with differentiable(self.model, self.names):
-            captured = self.capture(inputs, self._closed)
-            names = self._still_closed(captured, inputs)
+            wanted = list(self._chosen(names))
+            captured = self.capture(inputs, self._closed(wanted))
+            names = self._still_closed(captured, inputs, wanted)
             logits = captured.logits.detach()
             require_finite(logits, numbers)
             if spectrum and names:
@@ -310,10 +313,14 @@ class CurvatureEngine:
         weight = self.loss.curvature_weight(targets, logits.shape[1]) if names else torch.ones_like(losses)
         return forms.of_loss(weight.to(logits.device), losses)
 
-    @property
-    def _closed(self) -> list[str]:
-        """The layers that are measured in closed form."""
-        return self.plan.by("exact", "gauss_newton")
+    def _closed(self, names: Sequence[str]) -> list[str]:
+        """Return those of the layers that are measured in closed form."""
+        closed = self.plan.by("exact", "gauss_newton")
+        return [name for name in names if name in closed]
+
+    def moved(self, *methods: MeasureMethod) -> list[str]:
+        """List the layers whose v_i is not 0, with any of the methods if some are given."""
+        return [name for name in (self.plan.by(*methods) if methods else self.names) if name in self._moved]
 
     def _forms(
         self,
@@ -341,18 +348,18 @@ class CurvatureEngine:
             captured = replace(captured, layers=own | whole)
         return exact_forms(captured, names, self._moved, asked)
 
-    def _still_closed(self, captured: Capture, inputs: Inputs) -> list[str]:
+    def _still_closed(self, captured: Capture, inputs: Inputs, names: Sequence[str]) -> list[str]:
         """Move layers that this batch uses in another way to weight space; return those in closed form."""
         weights, plan = named_parameters(self.model), self.plan
         captured.otherwise |= used_weights(captured, {name: weights[name] for name in plan.by("unused")})
-        together = [name for name in self._closed if name not in plan.apart]
+        together = [name for name in self._closed(names) if name not in plan.apart]
         lost = captured.left_out([*together, *(n for n in captured.otherwise if n not in plan.apart)])
         if self._method == "exact" or not plan.depends_on_values:
             captured.require([n for n in lost if self._method == "exact" or n in together])
         if lost:
             self._apart |= lost
             self._plan = moved_to_weight_space(plan, lost, self.model, inputs, self._method)
-        return self._closed
+        return self._closed(names)
 
     def lanczos(
         self, batch: LabelledBatch, names: Sequence[str] | None = None, stopping: Stopping | None = None

@@ -85,8 +85,8 @@ def measure(  # noqa: PLR0913
         examples: `all` measures every example. With `max` and a `mean_sample`, smooth layers are measured on
             a random sample: other entries are NaN, `mean` is estimated with a standard error, and `maximum`
             is that of the sample. Without a `mean_sample` both measure every example. Exact layers always do.
-        trace: Also Tr H_i⁺ of every example and layer; "exact": of exact layers only (the trace of a smooth
-            layer takes several Lanczos runs for each example).
+        trace: Also Tr H_i⁺ of every example and layer; "exact": of exact layers that moved only (the trace of
+            a smooth layer takes several Lanczos runs for each example).
         spectrum: Also the nonzero eigenvalues of H_i (exact layers) or G_i, for at most 4,096 classes.
         loss: `cross_entropy`, `consistent` (needs `noise_matrix`), or a callable (logits, targets) -> (B,) of
             per-example losses, which takes the smooth path and has no `gauss_newton`.
@@ -221,7 +221,7 @@ class _Measurement:
         each = bytes_of(inputs) // size
         memory = plan.memory.scaled(each)
         kept, sharing = 0, SHARED_GRAPH_EXAMPLES
-        if asked.sampled and plan.by("lanczos"):
+        if asked.sampled and self.engine.moved("lanczos"):
             kept = each * asked.sampled
             if not plan.by("weight_space") and asked.trace is not True:
                 sharing = 1
@@ -239,7 +239,11 @@ class _Measurement:
         if first and on_forecast is not None:
             on_forecast(self.forecast.sentence())
             on_forecast(
-                plan.cost(min(asked.steps, asked.stopping.most), asked.mean_sample if asked.sampled else 0)
+                plan.cost(
+                    min(asked.steps, asked.stopping.most),
+                    asked.mean_sample if asked.sampled else 0,
+                    self.engine.moved() if asked.moved_only else self.engine.names,
+                )
             )
         return self.forecast.at_once
 
@@ -263,9 +267,10 @@ class _Measurement:
         """Measure one chunk and append its rows."""
         batch, size = (inputs, targets), batch_size(inputs)
         numbers = torch.cat(self.order)[self.count : self.count + size]
-        passes = {key for quantity in self.quantities for key in quantity.passes}
+        passes = self.settings.passes
         forms = self.engine.exact(
             batch,
+            self.engine.moved() if self.settings.moved_only else None,
             trace="trace" in passes,
             spectrum="spectrum" in passes,
             joint="joint" in passes,
@@ -282,7 +287,7 @@ class _Measurement:
         for key, value in rows.items():
             self.rows.setdefault(key, []).append(value)
         # Examples that are in the sample stay in it if a later batch moves all smooth layers to weight space.
-        if self.settings.sampled and (self.engine.plan.by("lanczos") or self.sample.drawn):
+        if self.settings.sampled and (self.engine.moved("lanczos") or self.sample.drawn):
             self.sample.offer(numbers, *batch)
         self.count += size
 

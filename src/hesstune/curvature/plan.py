@@ -80,18 +80,21 @@ class MeasurePlan:
         """List the layers with one of the methods."""
         return [layer.name for layer in self.layers if layer.method in methods]
 
-    def cost(self, products: int, sampled: int) -> str:
+    def cost(self, products: int, sampled: int, computed: Sequence[str]) -> str:
         """Describe in one line how many layers are measured how, and about how many passes that takes.
 
         Args:
             products: The expected number of Hessian-vector products of a smooth layer and example.
             sampled: The number of examples in the sample for smooth layers; 0: all.
+            computed: The layers that take work: those that have moved, or all.
         """
         counts = {method: len(self.by(method)) for method in get_args(MeasureMethod)}
         words = ", ".join(f"{count} {method}" for method, count in counts.items() if count)
-        closed = counts["exact"] + counts["gauss_newton"]
-        smooth = counts["lanczos"] + counts["weight_space"]
-        all_layers = closed_form_passes(self.classes, len(self.layers))
+        if still := len(self.layers) - len(computed):
+            words += f", {still} of them unmoved"
+        closed = [name for name in self.by("exact", "gauss_newton") if name in computed]
+        smooth = len([name for name in self.by("lanczos", "weight_space") if name in computed])
+        all_layers = closed_form_passes(self.classes, len(computed))
         passes = all_layers if closed or sampled else 0
         text = f"cost forecast: layers {words}; about {passes} forward passes an example"
         if smooth:

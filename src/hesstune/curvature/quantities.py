@@ -92,6 +92,16 @@ class MeasureSettings:
         asked |= {name for name, on in given.items() if on}
         return [quantity for name, quantity in QUANTITIES.items() if name in asked]
 
+    @property
+    def passes(self) -> set[str]:
+        """What the quantities need of the backward passes beside the form."""
+        return {key for quantity in self.chosen for key in quantity.passes}
+
+    @property
+    def moved_only(self) -> bool:
+        """Whether nothing is computed of layers that have not moved: their traces and spectra are not 0."""
+        return "spectrum" not in self.passes and (self.trace == "exact" or "trace" not in self.passes)
+
 
 class Quantity(ABC):
     """A quantity of every layer and example. Subclasses are registered in QUANTITIES by their name.
@@ -158,9 +168,8 @@ class PositiveForm(Quantity):
         engine: CurvatureEngine, batch: LabelledBatch, forms: ExactForms, settings: MeasureSettings
     ) -> dict[str, torch.Tensor]:
         """Take the layers in closed form from their passes, others from Lanczos; sampled entries are NaN."""
-        plan = engine.plan
         rows = {key: engine.spread(forms.names, getattr(forms, key)) for key in PositiveForm.keys}
-        sampled = plan.by("lanczos") if settings.sampled else []
+        sampled = engine.moved("lanczos") if settings.sampled else []
         if settings.sampled:
             rows["gauss_newton"] = torch.zeros_like(rows["quadratic"])
         if sampled:
@@ -168,7 +177,7 @@ class PositiveForm(Quantity):
             rows["gauss_newton"][:, columns] = engine.gauss_newton(batch, sampled)
             for key in PositiveForm.keys:
                 rows[key][:, columns] = math.nan
-        if filled := [name for name in plan.by("lanczos", "weight_space") if name not in sampled]:
+        if filled := [name for name in engine.moved("lanczos", "weight_space") if name not in sampled]:
             bracket = engine.lanczos(batch, filled, settings.stopping)
             for key in PositiveForm.keys:
                 rows[key][:, engine.columns(filled)] = getattr(bracket, key)
@@ -229,6 +238,9 @@ class Trace(Quantity):
         assert forms.trace_stderr is not None
         values = engine.spread(forms.names, forms.trace)
         stderrs = engine.spread(forms.names, forms.trace_stderr)
+        closed = engine.plan.by("exact", "gauss_newton")
+        left_out = engine.columns([name for name in closed if name not in forms.names])
+        values[:, left_out] = stderrs[:, left_out] = math.nan
         # In weight space each product takes as long as a pass, so `steps` and `tol` apply.
         for method, stopping in (("lanczos", None), ("weight_space", settings.stopping)):
             names = engine.plan.by(method)  # type: ignore[arg-type]
@@ -249,7 +261,8 @@ class Trace(Quantity):
     @staticmethod
     def notes(measured: Any) -> list[str]:
         """Say how large the standard errors of estimated traces are."""
-        closed = [m in ("exact", "gauss_newton") for m in measured.methods]
+        known = ~measured.trace.isnan().any(0)
+        closed = known & torch.tensor([m in ("exact", "gauss_newton") for m in measured.methods])
         traces, errors = measured.trace[:, closed].double(), measured.trace_stderr[:, closed].double()
         if not bool((errors > 0).any()):
             return []

@@ -422,7 +422,7 @@ class MeasureOptions(SampleOptions):
 
     trace: bool | Literal["exact"] = Field(
         "exact",
-        description="also the trace of each layer's H⁺ or G; exact: of layers in closed form only",
+        description="also the trace of each layer's H⁺ or G; exact: of layers in closed form that moved",
     )
     spectrum: bool = Field(
         False, description="also the nonzero eigenvalues of exact layers' H, or of G, K − 1 an example"
