@@ -562,7 +562,7 @@ class Trainer:
         return found
 
     def _measure_callback(self) -> MeasureCallback:
-        """Return what measures a fixed sample of the validation examples, with the layers that are trained."""
+        """Return what measures the trained layers on a fixed sample of the validation examples."""
         part, setup, net = self.inputs.val, self.method.setup, self.inputs.net
         names = {id(tensor): name for name, tensor in _named(setup.model)}
         own = {name: setup.reference[names[id(tensor)]] for name, tensor in _named(net)}
