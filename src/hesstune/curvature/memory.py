@@ -120,7 +120,10 @@ def example_memory(
     passes = captured.logits.shape[1] - 1
     if closed:
         some = [layers[name] for name in closed]
-        one = max(layer.weight.numel() * width for layer in some)
+        # A layer with fewer tokens than weights forms products with its Gram matrix, no weight gradient.
+        one = width * max(
+            layer.shape.numel() // size if layer.prefers_gram() else layer.weight.numel() for layer in some
+        )
         unfolded = sum(_unfolded(layer) for layer in some) * width
         each = sum(layer.shape.numel() for layer in some) * width // size
         found = replace(found, trace=unfolded + 2 * one, spectrum=passes * (each + 2 * one) + unfolded)
