@@ -294,7 +294,7 @@ def alike(classes: Sequence[str]) -> list[str]:
     for name in classes:
         groups[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
     same = [" and ".join(repr(cut(n, 40)) for n in names) for names in groups.values() if len(names) > 1]
-    said = "names that differ by upper and lower case or spaces only are different classes; mend slips"
+    said = "names that differ by upper and lower case or spaces only are different classes; correct slips"
     return [f"{said}: {'; '.join(same[:4])}"] if same else []
 
 
