@@ -156,7 +156,12 @@ def test_the_curve_of_the_measure_does_not_warn_first():
         assert memorisation.onset(row) < measure(row) < loss(row), row["task"]
         assert gap(row) < measure(row), row["task"]
         assert patience(row) <= measure(row) + 2, row["task"]
+    for row in found:
+        epochs = [at + 1 for at, value in enumerate(row["measure"]) if value is not None]
+        assert epochs == list(range(3, len(row["measure"]) + 1, 3))
     for row in clean:
+        values = [value for value in row["measure"] if value is not None]
+        assert max(values) / min(values) > 1.9, row["task"]
         assert patience(row) is not None, row["task"]
         if row["seed"] >= memorisation.DEVELOPMENT:
             assert [rule(row) for rule in (measure, loss, gap)] == [None] * 3
