@@ -16,6 +16,7 @@ import pandas as pd
 
 import analysis as a
 import code_tables
+import memorisation as learnt
 import memory_model as memory
 from analysis import bold_best, joined, listed, markdown, signed, with_interval
 from hesstune.storage.files import write_text
@@ -463,6 +464,46 @@ def field_deeper_differences() -> str:
             gains = a.gains(found, other, list(a.means(found).index))
             cells.append([schedule, f"`{other}`", with_interval(gains)])
     return markdown(["schedule", "`auto` minus", "points [95 % interval]"], cells)
+
+
+@table
+def memorisation() -> str:
+    found = sorted(rows("memorisation"), key=lambda r: (r["seed"] < learnt.DEVELOPMENT, "agreement" not in r))
+    cells = []
+    for row in found:
+        kind = "development" if row["seed"] >= learnt.DEVELOPMENT else "test"
+        epochs = (learnt.onset(row), *(rule(row) for rule in learnt.RULES.values()))
+        rate = f"{100 * row['wrong'] / row['n']:.0f} %"
+        cells.append(
+            [row["task"], str(row["seed"]), kind, rate, *("–" if e is None else str(e) for e in epochs)]
+        )
+    return markdown(["task", "seed", "runs", "wrong labels", "memorisation starts", *learnt.RULES], cells)
+
+
+@table
+def memorisation_counts() -> str:
+    found = [row for row in rows("memorisation") if row["seed"] < learnt.DEVELOPMENT]
+    noisy, clean = ([r for r in found if ("agreement" in r) == kind] for kind in (True, False))
+    loss, cells = list(learnt.RULES.values())[1], []
+    for name, rule in learnt.RULES.items():
+        warned = [(rule(row), learnt.onset(row), loss(row)) for row in noisy]
+        epochs = [(at, start or math.inf, usual or math.inf) for at, start, usual in warned if at is not None]
+        counts = (
+            sum(at <= start for at, start, _ in epochs),
+            sum(at < usual for at, _, usual in epochs),
+            sum(at > usual for at, _, usual in epochs),
+            len(noisy) - len(epochs),
+        )
+        alarms = sum(rule(row) is not None for row in clean)
+        cells.append([name, *(f"{count} of {len(noisy)}" for count in counts), f"{alarms} of {len(clean)}"])
+    titles = [
+        "by the start of memorisation",
+        "before the validation loss",
+        "after it",
+        "missed",
+        "false alarms",
+    ]
+    return markdown(["warning", *titles], cells)
 
 
 # Noise and labels

@@ -82,6 +82,9 @@ def test_outputs_are_compared_word_by_word_and_number_by_number():
     assert executed.alike("23 of 119 labels, about 0.30", "25 of  119 labels, about 0.31")
     assert not executed.alike("23 of 119 labels", "23 of 119 rows")
     assert not executed.alike("23 of 119 labels", "43 of 119 labels")
+    row = "auto │ 87.1 ± 0.8 │ -1.82 │ 0.599 │ 8.38 │ {} │ +9.5 │ {}"
+    assert executed.alike(row.format(6.33, 1.0), row.format(12, 1.0))
+    assert not executed.alike(row.format(6.33, 1.0), row.format(6.33, 2.0))
 
 
 def test_outputs_are_written_below_their_code(tmp_path):

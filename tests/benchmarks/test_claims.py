@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import analysis
+import memorisation
 from analysis import signed
 from hesstune.curvature.result import CONSTRAINT_EVIDENCE, HELD_OUT_EVIDENCE, STATEMENT, TRAINING_EVIDENCE
 from records import result
@@ -145,3 +146,22 @@ def test_noise_and_votes():
     for found in (scale, scale["a_row_a_vote"]):
         shares = (f"{found[key]:.2%}" for key in ("accuracy", "majority_accuracy"))
         quotes(text("docs/research/noise.md"), *shares, found["seconds"], found["peak_mib"])
+
+
+def test_the_curve_of_the_measure_does_not_warn_first():
+    found = record_rows("memorisation")
+    measure, loss, patience, gap = memorisation.RULES.values()
+    noisy, clean = ([row for row in found if ("agreement" in row) == kind] for kind in (True, False))
+    for row in noisy:
+        assert memorisation.onset(row) < measure(row) < loss(row), row["task"]
+        assert gap(row) < measure(row), row["task"]
+        assert patience(row) <= measure(row) + 2, row["task"]
+    for row in found:
+        epochs = [at + 1 for at, value in enumerate(row["measure"]) if value is not None]
+        assert epochs == list(range(3, len(row["measure"]) + 1, 3))
+    for row in clean:
+        values = [value for value in row["measure"] if value is not None]
+        assert max(values) / min(values) > 1.9, row["task"]
+        assert patience(row) is not None, row["task"]
+        if row["seed"] >= memorisation.DEVELOPMENT:
+            assert [rule(row) for rule in (measure, loss, gap)] == [None] * 3

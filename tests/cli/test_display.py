@@ -40,7 +40,8 @@ def results(tmp_path_factory):
     ("name", "rows", "columns"),
     [
         ("run", 2, ["epoch", "train_loss", "train_accuracy", "lr", "val_loss", "val_accuracy",
-                    "val_accuracy_true_labels", "distance", "seconds"]),
+                    "val_accuracy_true_labels", "distance", "seconds", "measure", "measure_stderr",
+                    "measure_examples"]),
         ("predictions", 1797, ["id", "prediction", "label", *(f"p_{n}" for n in range(10))]),
         ("issues", 60, ["id", "label", "likely_label", "wrong_probability", "suspected", "checked",
                         f"p_{EVIL}", "p_a"]),

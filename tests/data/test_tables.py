@@ -315,3 +315,10 @@ def test_paths_as_other_systems_write_them(image_folder, tmp_path):
     for wrong in ("..\\secret.png", "images\\..\\..\\secret.png"):
         with pytest.raises(DataError, match=r"outside its folder|do not exist"):
             load_task(table(tmp_path / "y.csv", [f"{wrong},a", f"{names[0]},b"], "image,label"), **WHOLE)
+
+
+def test_a_class_of_one_example_names_the_class_it_may_belong_to(tmp_path):
+    table = tmp_path / "texts.csv"
+    table.write_text("text,label\n" + "good,yes\nbad,no\n" * 5 + "fine,Yes\n")
+    with pytest.raises(DataError, match="'Yes' and 'yes'"):
+        load_task(f"csv:{table}", size=8)

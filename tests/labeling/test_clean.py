@@ -97,6 +97,19 @@ def test_wrong_arguments_are_refused(arguments, message):
         clean(**arguments)
 
 
+def test_a_table_without_named_labels_shows_its_columns(tmp_path):
+    table = tmp_path / "reviews.csv"
+    table.write_text("text,sentiment\ngood,1\nbad,0\n")
+    with pytest.raises(DataError, match=r"(?=.*sentiment)(?=.*--label-column)"):
+        clean(table)
+
+
+def test_classes_that_differ_by_case_only_are_said():
+    x, _, given = noisy_features()
+    labels = np.array(["cat", "Cat", "dog"])[given]
+    assert any("'Cat' and 'cat'" in note for note in clean(features=x, labels=labels).notes)
+
+
 @pytest.mark.parametrize("missing", [None, float("nan"), "", "NA", -1, "-1.0", pd.NA])
 def test_missing_labels_are_no_class_by_any_entrance(missing):
     x, _, given = noisy_features()

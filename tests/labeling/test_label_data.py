@@ -7,6 +7,7 @@ from functools import partial
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -261,6 +262,11 @@ def test_a_matrix_that_names_its_classes_is_brought_to_the_datas_order(tiny, tmp
     path.write_text(json.dumps(record | {"classes": ["light", "grey"]}))
     with pytest.raises(NoiseMatrixError, match=r"light, grey, .* dark, light"):
         ht.finetune(tiny, inject_noise=None, noise_matrix=str(path), epochs=1)
+
+
+def test_votes_that_differ_by_case_only_are_said():
+    votes = pd.DataFrame({"id": range(6), "vote_a": ["yes", "no"] * 3, "vote_b": ["Yes", "no"] * 3})
+    assert any("'Yes' and 'yes'" in note for note in ht.label_data(votes=votes).notes)
 
 
 def test_votes_join_the_target_by_id(tiny, image_folder, tmp_path):

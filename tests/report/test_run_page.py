@@ -115,6 +115,24 @@ def test_spectra_have_a_figure_its_words_and_its_numbers(tmp_path):
     assert "0.5</td>" in text[text.index("Numbers: Largest eigenvalues") :]
 
 
+def test_the_curve_of_the_measure_stands_beside_the_gap_if_there_is_one(tmp_path):
+    path = run_folder(tmp_path)
+    assert "Gap and measure by epoch" not in render_run(path)
+    losses = {"train_accuracy": 0.9, "val_accuracy": 0.5}
+    rows = [{"epoch": i, "train_loss": 1 / i, "val_loss": 1.0 + i / 4, **losses} for i in (1, 2, 3, 4)]
+    for at, value in ((1, 0.125), (3, 0.375)):
+        rows[at] |= {"measure": value, "measure_stderr": None, "measure_examples": 12}
+    (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = render_run(path)
+    assert Page(text).open == []
+    figure = re.search(r'<figure[^>]*aria-label="Gap and measure by epoch".*?</figure>', text, flags=re.S)[0]
+    assert "of 12 validation examples goes from 0.125 in epoch 2 to 0.375 in epoch 4" in figure
+    assert "from 1 to 1.75" in figure  # 1.5 - 1/2, 2 - 1/4
+    table = text[text.index("Numbers: Gap and measure by epoch") :]
+    row = re.search(r'<th scope="row">2</th>.*?</tr>', table)[0]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", row) == ["1", "0.4", "0.125", "–"]
+
+
 @pytest.mark.parametrize(
     ("train", "true", "epoch"),
     [

@@ -122,6 +122,32 @@ def test_two_processes_train_and_measure_as_one(words, tmp_path, monkeypatch, mo
     same(found[1]["noise_stability"], found[0]["noise_stability"])
 
 
+CURVE = """
+from hesstune.cli.main import run
+from hesstune.training import trainer
+
+trainer.MEASURE_SHARE = 1000.0  # few examples leave few passes
+run()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_epochs_as_one(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "curve.py").write_text(CURVE)
+    curves = []
+    for count in (1, 2):
+        out = tmp_path / f"by{count}"
+        command = ["finetune", "--model", "py:ranknets:small", "--method", "vanilla", *words]
+        done = torchrun(
+            *command, "--measure-every", "1", "--out", out, cwd=tmp_path, count=count, program=["curve.py"]
+        )
+        assert done.returncode == 0, done.stderr
+        curves.append([m["measure"] for m in ht.Run.load(out).metrics])
+    assert len(curves[0]) == 2
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
+
+
 SHARED = """
 import sys
 import torch

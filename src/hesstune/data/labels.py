@@ -294,8 +294,8 @@ def alike(classes: Sequence[str]) -> list[str]:
     for name in classes:
         groups[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
     same = [" and ".join(repr(cut(n, 40)) for n in names) for names in groups.values() if len(names) > 1]
-    start = "classes that differ by upper and lower case or spaces only stay apart: "
-    return [start + "; ".join(same[:4])] if same else []
+    said = "names that differ by upper and lower case or spaces only are different classes; correct slips"
+    return [f"{said}: {'; '.join(same[:4])}"] if same else []
 
 
 def labels_among(given: Sequence[str], classes: Sequence[str]) -> tuple[NDArray[np.int64] | None, list[str]]:

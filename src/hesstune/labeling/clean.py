@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hesstune.checks import one_of
 from hesstune.data.examples import KEPT, MEMORY, MODEL_SOURCES, REWRITTEN, Examples
 from hesstune.data.formats import listing
-from hesstune.data.labels import CHECKED, GIVEN, GIVEN_LABEL, SOURCE, read_checked_labels
+from hesstune.data.labels import CHECKED, GIVEN, GIVEN_LABEL, SOURCE, alike, read_checked_labels
 from hesstune.data.near_duplicates import copies_in
 from hesstune.data.vectors import dense, is_sparse
 from hesstune.display import as_html
@@ -400,7 +400,12 @@ def clean(
         target = target_of_listing(listing(data, size, labelled=False, how=how_read(asked)))
     what = asked.data if named else "data"
     if target.true is None:
-        raise DataError(f"'{what}' has no labels; make some with hesstune label")
+        among, named_by = "", ""
+        if target.table is not None:
+            among = f" among its columns {listed(target.table.columns)}"
+        if target.table is not None or target.vectors is not None:
+            named_by = "name their column by --label-column, or "
+        raise DataError(f"'{what}' has no labels{among}; {named_by}make some with hesstune label")
     if not target.has_inputs:
         raise DataError(
             f"'{what}' has neither images nor texts; a file of feature vectors is data features:FILE"
@@ -481,11 +486,12 @@ def _find_issues(
         raise DataError(f"labels of two classes at least are needed; got {listed(classes) or 'none'}")
     index = {name: at for at, name in enumerate(classes)}
     given = np.array([index[name] for name in names], dtype=np.int64)
-    checked, known, notes = np.zeros(len(ids), dtype=bool), None, list[str]()
+    checked, known, notes = np.zeros(len(ids), dtype=bool), None, alike(classes)
     if asked.checked_labels is not None:
         clean_labels = read_checked_labels(asked.checked_labels, classes)
         by_id = {name: (own, contents.get(name, "")) for name, own in zip(ids, names, strict=True)}
-        true, removed, notes = clean_labels.among(by_id)
+        true, removed, more = clean_labels.among(by_id)
+        notes += more
         stay = np.array([at for at, name in enumerate(ids) if name not in removed], dtype=np.int64)
         features, given, ids = features[stay], given[stay], [ids[at] for at in stay]
         rows = np.array([at for at, name in enumerate(ids) if name in true], dtype=np.int64)

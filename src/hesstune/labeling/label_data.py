@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.data.examples import MODEL_LABEL
-from hesstune.data.labels import GIVEN, SOURCE, read_checked_labels
+from hesstune.data.labels import GIVEN, SOURCE, alike, read_checked_labels
 from hesstune.errors import ConfigError, DataError, NoiseMatrixError, RunError, listed
 from hesstune.labeling.options import LabelOptions, needs_features, size_for
 from hesstune.labeling.review import contents_of
@@ -302,7 +302,7 @@ def _side_by_side(
         voted = {name for source in sources for name in source.classes}
         classes = classes_named(named, voted, len(examples), "the table of votes")
     every, notes = combined(sources, classes, examples)
-    return classes, every, [*notes, *every.problems(classes)]
+    return classes, every, [*notes, *alike(classes), *every.problems(classes)]
 
 
 def describe_votes(asked: LabelOptions) -> tuple[list[str], dict[str, Any]]:

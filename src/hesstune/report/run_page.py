@@ -55,6 +55,7 @@ def render_run(run: Run | str | Path) -> str:
         "c": records.certificate,
         "candidates": _candidates(records),
         "training": _training(records),
+        "gap_curve": _gap_curve(records),
         "matrices": _matrices(records),
         "layer_columns": layer_columns(records),
         "layers": layer_table(records),
@@ -132,6 +133,39 @@ def _training(records: Records) -> Plot | None:
         for e in epochs
     ]
     return Plot("Accuracy by epoch", plot, training_words(records), [*columns, "distance"], rows)
+
+
+def _gap_curve(records: Records) -> Plot | None:
+    """Return the gap of training and validation by epoch, with the measure; None if it was not measured."""
+    epochs = [e for e in records.epochs if e.val_loss is not None and e.val_accuracy is not None]
+    measured = [e for e in epochs if e.measure is not None]
+    if not measured:
+        return None
+    gap = {e.epoch: (e.val_loss or 0.0) - e.train_loss for e in epochs}
+    values, errors = [e.measure for e in measured], [2 * (e.measure_stderr or 0.0) for e in measured]
+    title = "Gap and measure by epoch"
+    plot = chart(
+        "gap",
+        [
+            ("validation loss − training loss", list(gap), list(gap.values()), None),
+            ("measure ± 2 standard errors", [e.epoch for e in measured], values, errors),
+        ],
+        (title, "epoch", "cross-entropy"),
+        scales=("integer", "linear"),
+    )
+    first, last = measured[0], measured[-1]
+    words = (
+        f"The Gauss–Newton distance measure of {last.measure_examples} validation examples goes from "
+        f"{first.measure:.3g} in epoch {first.epoch} to {last.measure:.3g} in epoch {last.epoch}. Validation "
+        f"loss minus training loss goes from {gap[first.epoch]:.3g} to {gap[last.epoch]:.3g}. Losses are "
+        "those of the method, on the labels as given. The measure guarantees nothing."
+    )
+    rows = [
+        (e.epoch, gap[e.epoch], e.train_accuracy - (e.val_accuracy or 0.0), e.measure, e.measure_stderr)
+        for e in epochs
+    ]
+    columns = ["epoch", "validation − training loss", "training − validation accuracy", "measure"]
+    return Plot(title, plot, words, [*columns, "standard error"], rows)
 
 
 def _matrices(records: Records) -> list[Plot]:

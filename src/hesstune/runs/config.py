@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from hesstune.methods import Method
 
 # Options that may differ between an interrupted run and its continuation.
-RESUMABLE = frozenset({"out", "track", "device", "cache_mib", "activations_mib", "checkpoint_minutes"})
+RESUMABLE = frozenset(
+    {"out", "track", "device", "cache_mib", "activations_mib", "checkpoint_minutes", "measure_every"}
+)
 
 # The network for texts if none is given, and its learning rate if all layers are trained.
 TEXT_MODEL, TEXT_LR = "minilm", 5e-5
@@ -188,6 +190,8 @@ class FinetuneConfig(
             (self.shard and not kind.shards,
              f"{method} cannot train sharded weights; choose another, such as --method vanilla, or leave "
              "--shard out"),
+            (self.shard and self.measure_every is not None,
+             "--measure-every measures whole weights; leave it or --shard out"),
         ):  # fmt: skip
             if is_wrong:
                 raise ConfigError(why)

@@ -82,6 +82,7 @@ class FinetuneKeywords(ColumnKeywords, total=False):
     device: str
     shard: bool
     checkpoint_minutes: float
+    measure_every: int | None
     track: Literal["tensorboard", "mlflow"] | None
 
 

@@ -378,6 +378,12 @@ class RunOptions(Options):
     checkpoint_minutes: float = Field(
         10.0, gt=0, description="minutes between checkpoints within an epoch; each epoch ends with one"
     )
+    measure_every: int | None = Field(
+        None,
+        gt=0,
+        description="measure a fixed sample of validation examples after every so many epochs (Gauss–Newton "
+        "distance measure), in at most 5 % of the passes of training; default: never",
+    )
     track: Literal["tensorboard", "mlflow"] | None = Field(
         None, description="also send each epoch's metrics to this tracker (needs the extra tracking)"
     )

@@ -172,6 +172,10 @@ class Epoch(Stored):
     val_accuracy_true_labels: float | None = None
     distance: float | None = None
     seconds: float = 0.0
+    # The Gauss–Newton distance measure of validation examples, if it was measured after the epoch.
+    measure: float | None = None
+    measure_stderr: float | None = None
+    measure_examples: int | None = None
 
 
 class NoiseMatrixRecord(Stored):

@@ -177,7 +177,8 @@ class Run:
         """Return a pandas DataFrame with a row for each epoch.
 
         Columns: epoch, train_loss, train_accuracy, lr, val_loss, val_accuracy, val_accuracy_true_labels,
-        distance and seconds. Epoch 0 is the network before its first step.
+        distance, seconds, and what `measure_every` adds (measure, measure_stderr, measure_examples; else
+        empty). Epoch 0 is the network before its first step.
         """
         from pandas import DataFrame
 

@@ -188,6 +188,8 @@ def _check_parts(config: FinetuneConfig, task: Task) -> None:
         raise ConfigError("--radius auto runs in one process; choose first, then give --radius its result")
     if (config.patience or config.select == "best") and not len(task.val) and not config.kind.solves_head:
         raise ConfigError("early stopping and --select best need validation examples; there are none")
+    if config.measure_every is not None and not len(task.val):
+        raise ConfigError("--measure-every measures validation examples; there are none: leave it out")
     if config.kind.needs_votes and task.train.votes is None:
         raise ConfigError(
             f"method '{config.method}' needs votes, which {config.data} has not: give columns vote_… of csv "

@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hesstune.curvature.callback import MeasureCallback
 from hesstune.data.examples import Examples
-from hesstune.errors import ConfigError, DivergedError, RunError
+from hesstune.errors import ConfigError, DivergedError, MeasureError, RunError
 from hesstune.inputs.batches import ModelInputs, batches_of, predict_logits, without_singles
 from hesstune.methods import Batch, Method
 from hesstune.methods._base import balanced_rates
+from hesstune.reference import Reference, layer_names
 from hesstune.runs.checkpoint import Checkpoints
 from hesstune.runs.options import OptimisationOptions, RunOptions
 from hesstune.runs.records import Epoch
@@ -224,6 +226,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) 
 
 # Checkpoints of runs whose epochs are shorter than this are written less often than every epoch.
 CHECKPOINT_SECONDS = 2.0
+# --measure-every: the validation examples at most, and the share of training's passes.
+MEASURED, MEASURE_SHARE = 64, 0.05
 
 
 @dataclass(frozen=True)
@@ -294,6 +298,7 @@ class Trainer:
         solved = method.setup.solved
         latest = solved is not None and method.setup.noise_matrix is None
         self.best = Best(optimisation.select == "best", latest)
+        self._measured = self._measure_callback() if run.measure_every else None
         self.kept_epoch: int | None = None  # the epoch of the resulting weights, once training has ended
         self._stop = Stop()
         self._resumed: Tree | None = None
@@ -458,7 +463,7 @@ class Trainer:
             if done.batches < len(batches):
                 self._save_if_due(60 * self.run.checkpoint_minutes, done)
         with self.method.evaluated():
-            validated = self._validated(epoch + 1)
+            validated = self._validated(epoch + 1) | self._measure(epoch + 1)
         return Epoch(
             epoch=epoch + 1,
             train_loss=done.loss / self.order.n,
@@ -555,6 +560,36 @@ class Trainer:
         found["distance"] = _finite(total, f"distance from the reference in epoch {epoch}")
         self.best.offer(result, lambda: {n: t.clone() for n, t in self._tensors().items()}, epoch)
         return found
+
+    def _measure_callback(self) -> MeasureCallback:
+        """Return what measures the trained layers on a fixed sample of the validation examples."""
+        part, setup, net = self.inputs.val, self.method.setup, self.inputs.net
+        names = {id(tensor): name for name, tensor in _named(setup.model)}
+        own = {name: setup.reference[names[id(tensor)]] for name, tensor in _named(net)}
+        reference = Reference(own, [name for name in layer_names(net) if name in self._names])
+        assert part.labels is not None
+        rows = np.random.default_rng([self.run.seed, 0x3EA5]).permutation(len(part))[:MEASURED]
+        batch = self.inputs.feeds["val"].inputs(rows), torch.from_numpy(part.labels[rows])
+        assert self.run.measure_every is not None
+        share = MEASURE_SHARE / world()  # of a process's passes: each measures the same examples
+        return MeasureCallback(reference, batch, self.order.n, every=self.run.measure_every, share=share)
+
+    def _measure(self, epoch: int) -> dict[str, Any]:
+        """Measure the weights as they are if it is time; return the epoch's numbers."""
+        if self._measured is None:
+            return {}
+        try:
+            point = self._measured(self.inputs.net, epoch)
+        except MeasureError as error:
+            raise MeasureError(f"{error}; train on with --resume and without --measure-every") from error
+        if point is None:
+            return {}
+        stderr = point.stderr if math.isfinite(point.stderr) else None
+        return {"measure": point.value, "measure_stderr": stderr, "measure_examples": point.examples}
+
+
+def _named(net: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*net.named_parameters(), *net.named_buffers()]
 
 
 def _finite(value: float, what: str) -> float:
