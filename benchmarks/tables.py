@@ -167,9 +167,10 @@ def measure_gauss_newton() -> str:
         ("peak memory of the form to that of a training step", "{ratio_peak_form_to_training:.2f}"),
         ("the same with the traces of all layers", "{ratio_peak_trace_to_training:.2f}"),
     ]  # fmt: skip
-    known = [way for way in ways if all(re.findall(r"\w[\w-]+", way[1])[0] in r for r in found)]
-    titles = [r.get("network", "ratio") for r in found]
-    return markdown(["comparison", *titles], ([w, *(f.format_map(r) for r in found)] for w, f in known))
+    return markdown(
+        ["comparison", *(r["network"] for r in found)],
+        ([way, *(form.format_map(r) for r in found)] for way, form in ways),
+    )
 
 
 @table
