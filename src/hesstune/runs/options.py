@@ -188,6 +188,12 @@ class ModelOptions(Options):
         description="parameters to train: all, head, last:N (layers), from:MODULE (and all after it), or a "
         "pattern of parameter names",
     )
+    lora: Annotated[int, Shown("RANK")] | None = Field(
+        None,
+        gt=0,
+        description="train LoRA adapters of this rank in place of the linear layers and 1×1 convolutions "
+        "that {train} names, and the head; the run keeps their merged weights (needs the extra peft)",
+    )
     weights: FilePath | None = Field(
         None, description="weights to load into the model: safetensors or a torch state dict"
     )
