@@ -13,7 +13,7 @@ from torch import nn
 from hesstune.constraints.distance import StartingPointPenalty
 from hesstune.forward import unmoved_statistics
 from hesstune.methods._base import Batch, Method, MethodSetup, Option, T, Tier
-from hesstune.models.adapters import LoraSize
+from hesstune.models.adapters import ADAPTERS_LR, LoraSize
 from hesstune.storage.tensors import Tree
 
 
@@ -221,13 +221,15 @@ class LPFT(Method):
         self.trained = setup.trained
         self.body = [p for name, p in self.trained.items() if not setup.in_head(name)]
         self.probing = round(self.options["probe"] * setup.epochs)
+        # The learning rate of adapters is closer to that of a head.
+        self.head_lr = self.options["head_lr"] / (1.0 if setup.adapters is None else ADAPTERS_LR)
 
     def start_epoch(self, epoch: int, predict: Callable[[nn.Module], torch.Tensor]) -> None:
         for parameter in self.body:
             parameter.requires_grad_(epoch >= self.probing)
 
     def lr_factor(self, epoch: int) -> float:
-        return self.options["head_lr"] if self.body and epoch < self.probing else 1.0
+        return self.head_lr if self.body and epoch < self.probing else 1.0
 
     def notes(self) -> list[str]:
         if not self.body:

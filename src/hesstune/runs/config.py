@@ -114,7 +114,7 @@ class FinetuneConfig(
         changes |= self._image_options(64 if self.data == "digits" else 128)
         changes["method_options"] = kind.checked_options(self.method_options) or None
         head_only = changes.get("train", self.train) == "head"
-        changes["lr"] = self.lr or changes.get("lr") or usual_lr(head_only, self.model)
+        changes["lr"] = self.lr or changes.get("lr") or usual_lr(head_only, self.model, self.lora is not None)
         decay = changes.get("weight_decay", self.weight_decay)
         if decay is not None or not (kind.head_penalty and self.head_alone):
             changes["weight_decay"] = decay or 0.0  # else it is chosen from the examples
@@ -231,9 +231,13 @@ class FinetuneConfig(
         return self.model_dump(mode="json")
 
 
-def usual_lr(head_only: bool, model: str) -> float:
-    """Return the default learning rate: larger if the head is the only layer that is trained."""
-    return 1e-2 if head_only else TEXT_LR if model == TEXT_MODEL else 1e-4
+def usual_lr(head_only: bool, model: str, adapters: bool) -> float:
+    """Return the default learning rate: larger if the head alone is trained, or adapters beside it."""
+    if head_only:
+        return 1e-2
+    from hesstune.models.adapters import ADAPTERS_LR
+
+    return (TEXT_LR if model == TEXT_MODEL else 1e-4) * (ADAPTERS_LR if adapters else 1.0)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -328,7 +328,8 @@ class OptimisationOptions(Options):
     lr: float | None = Field(
         None,
         gt=0,
-        description="peak learning rate; default: 1e-4, 5e-5 for minilm, or 1e-2 with {train} head",
+        description="peak learning rate; default: 1e-4, 5e-5 for minilm, ten times that with {lora}, or 1e-2 "
+        "with {train} head",
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="optimizer")
     weight_decay: float | None = Field(

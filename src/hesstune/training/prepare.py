@@ -436,7 +436,8 @@ def _with_validation_rule(
     elif deeper and not len(task.val):
         notes.append("there are no validation examples for deeper layers: the head alone was fitted")
     unused = _changed(config, *OF_STEPS)
-    unused += ["lr"] if config.lr != usual_lr(config.head_only, config.model) else []
+    usual = usual_lr(config.head_only, config.model, config.lora is not None)
+    unused += ["lr"] if config.lr != usual else []
     if unused and not goes_on:
         notes.append(f"a head that is solved takes no steps: no effect of {_written(unused)}")
     if not len(task.val):
