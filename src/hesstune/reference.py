@@ -52,10 +52,14 @@ def in_modules(name: str, modules: Iterable[str]) -> bool:
 def _weight_attributes(module: nn.Module) -> tuple[str, ...]:
     if isinstance(module, nn.MultiheadAttention):
         return tuple(a for a in _MHA_WEIGHTS if getattr(module, a, None) is not None)
-    # transformers' Conv1D by name, so that transformers need not be installed or imported.
-    bases = type(module).__mro__
-    conv1d = any(c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in bases)
-    return ("weight",) if conv1d or isinstance(module, _MATRIX_MODULES) else ()
+    return ("weight",) if is_conv1d(module) or isinstance(module, _MATRIX_MODULES) else ()
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Return whether a module is transformers' Conv1D, which need not be installed or imported."""
+    return any(
+        c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(module).__mro__
+    )
 
 
 def layer_names(model: nn.Module, inputs: Inputs | None = None) -> list[str]:

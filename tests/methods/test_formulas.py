@@ -409,51 +409,6 @@ def test_divide_mix_divides_refines_and_sharpens():
     torch.testing.assert_close(plain, expected)
 
 
-def lora(model, head, inputs):
-    """A LoRA method on a network with random updates, and the outputs before and after merging them."""
-    pytest.importorskip("peft")
-    method = built("lora", model=model, reference=Reference.of(model), head=head, options={"rank": 2.0})
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            assert not p.requires_grad or "lora_" in name or name.startswith(head)
-            if "lora_B" in name:
-                p.copy_(torch.randn_like(p))
-    expected, distances = model(inputs).detach(), method.distances()
-    method.finish()
-    method.setup.reference.check(model)
-    torch.testing.assert_close(model(inputs).detach(), expected, rtol=1e-4, atol=1e-5)
-    assert method.setup.reference.distances(model) == pytest.approx(distances, rel=1e-4)
-    return method, distances
-
-
-def test_lora_updates_have_low_rank_and_take_layers_by_their_whole_name():
-    """`0` is a layer and the ending of another module's name, which is none."""
-    inner = nn.Sequential(nn.ReLU(), nn.Linear(5, 5))
-    method, _ = lora(nn.Sequential(nn.Linear(4, 5), inner, nn.Linear(5, K)), "2", X)
-    assert sorted(method.layers) == ["0", "1.1"]
-    assert isinstance(inner[0], nn.ReLU)
-    update = method.setup.model[0].weight.detach() - method.setup.reference["0.weight"]
-    assert torch.linalg.matrix_rank(update, rtol=1e-4) == 2
-
-
-def test_lora_adapts_convolutions_of_other_classes_and_restores_them():
-    """EfficientNet's 1×1 convolutions are a subclass whose constructor peft cannot call."""
-
-    class Own(nn.Conv2d):
-        def __init__(self, needed):
-            super().__init__(3, needed, 1)
-
-    model = nn.Sequential(nn.Conv2d(3, 3, 3), Own(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, K))
-    method, distances = lora(model, "4", torch.randn(2, 3, 6, 6))
-    assert method.layers == ["1"]
-    assert type(model[1]) is Own
-    assert distances["1.weight"] > 0
-    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, K))
-    model[0].requires_grad_(False)
-    with pytest.raises(ConfigError, match="none of them trains here"):
-        built("lora", model=model, reference=Reference.of(model))
-
-
 def test_depth_scaled_radii_reach_the_constraint():
     method = built("constraint", radius={"2.weight": 2.0, "*": 0.1}, radius_scale=3.0)
     assert method.constraint.radii == {"0.weight": 0.1, "2.weight": 2.0}

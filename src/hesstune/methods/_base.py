@@ -12,18 +12,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hesstune.constraints.distance import DistanceConstraint
 from hesstune.errors import ConfigError, DataError, unknown_name
 from hesstune.forward import logits_of
 from hesstune.losses.consistent import ConsistentLoss
+from hesstune.models.adapters import Adapters, LoraSize
 from hesstune.noise.matrix import NoiseMatrix
-from hesstune.reference import in_modules
+from hesstune.reference import Reference, in_modules
 from hesstune.storage.tensors import Tree
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from hesstune.constraints.adapters import AdapterConstraint
     from hesstune.forward import Inputs
-    from hesstune.reference import Reference
     from hesstune.weak.votes import Votes
 
 T = TypeVar("T")
@@ -171,6 +173,7 @@ class MethodSetup:
         batch_size: Examples an optimizer step.
         solved: The head that was solved from frozen features, or None.
         alone: Whether that head is all there is to be, for want of time or of examples to judge more by.
+        adapters: The adapters that are trained in place of layers, or None.
     """
 
     model: nn.Module
@@ -191,6 +194,7 @@ class MethodSetup:
     solved: SolvedHead | None = None
     alone: bool = False
     other_heads: tuple[str, ...] = ()
+    adapters: Adapters | None = None
 
     @cached_property
     def network(self) -> nn.Module:
@@ -210,6 +214,43 @@ class MethodSetup:
     def in_head(self, name: str) -> bool:
         """Tell whether a parameter of `model` belongs to the head."""
         return in_modules(name, self.heads)
+
+    # -- of layers by the names they have without adapters ---------------------------------------
+
+    def moves(self, layer: str) -> bool:
+        """Tell whether training changes a layer, by its own weights or by an adapter."""
+        return layer in self.trained or (self.adapters is not None and layer in self.adapters.layers)
+
+    def merged(self) -> contextlib.AbstractContextManager[None]:
+        """Hold layers with merged weights in place of adapters, if there are any."""
+        return contextlib.nullcontext() if self.adapters is None else self.adapters.merged()
+
+    def weights(self) -> Reference:
+        """Return a copy of the weights as they are, those of layers with adapters without these."""
+        if self.adapters is None:
+            return Reference.of(self.model)
+        own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        start = self.reference
+        tensors = {name: own.get(name, start[name]).detach().clone() for name in start.names()}
+        return Reference(tensors, start.layers())
+
+    def constraint(
+        self, start: Reference, radius: float | Mapping[str, float]
+    ) -> DistanceConstraint | AdapterConstraint:
+        """Return the distance constraint around some weights; of a layer with an adapter it holds B·A."""
+        if self.adapters is None:
+            return DistanceConstraint(self.model, start, radius, self.norm, include=())
+        from hesstune.constraints.adapters import AdapterConstraint
+
+        return AdapterConstraint(self.model, radius, self.norm, start, warn=False)
+
+    def distances(self) -> dict[str, float]:
+        """Return ‖v_i‖ of every layer as the network stands."""
+        if self.adapters is None:
+            return self.reference.distances(self.model, warn=False)
+        from hesstune.constraints.adapters import distances
+
+        return distances(self.model, self.reference, warn=False)
 
 
 @dataclass
@@ -355,6 +396,8 @@ class Method:
     needs_votes: ClassVar[bool] = False
     # Whether it trains the head alone, on features of the frozen network.
     head_alone: ClassVar[bool] = False
+    # Whether it trains adapters in place of layers (--lora): it then reads no weight of a layer by name.
+    adapts: ClassVar[bool] = True
     # Whether it trains weights that are divided among processes: it then touches them by the constraint
     # alone. Said by each class for itself.
     shards: ClassVar[bool] = False
@@ -403,6 +446,16 @@ class Method:
                 )
             values[name] = float(value)
         return values
+
+    @classmethod
+    def adapter_size(cls, rank: int | None, options: Mapping[str, float] | None) -> LoraSize | None:
+        """Return the size of the adapters that are trained in place of layers, or None.
+
+        Args:
+            rank: The rank that was asked for, or None.
+            options: The method's own options.
+        """
+        return None if rank is None else LoraSize(rank, 2.0 * rank)
 
     @property
     def goes_on(self) -> bool:
@@ -479,7 +532,7 @@ class Method:
 
     def distances(self) -> dict[str, float]:
         """Return ‖v_i‖ of every layer as the network stands."""
-        return self.setup.reference.distances(self.setup.model, warn=False)
+        return self.setup.distances()
 
     def radii(self) -> dict[str, float]:
         """Return the radius of every layer, in the run's norm; empty without a constraint."""

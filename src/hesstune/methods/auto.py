@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hesstune.constraints.distance import DistanceConstraint, weight_norm
+from hesstune.constraints.distance import weight_norm
 from hesstune.losses.robust import ForwardLoss
 from hesstune.methods._base import (
     Batch,
@@ -31,7 +31,6 @@ from hesstune.noise.latent.head import (
     robust_head,
 )
 from hesstune.noise.matrix import NoiseMatrix
-from hesstune.reference import Reference
 from hesstune.storage.tensors import Tree
 
 # Epochs in which the network's own predictions say too little yet to be used.
@@ -107,16 +106,15 @@ class Auto(SolvedHeadMethod):
         self._update_posteriors()
         self.mean: dict[str, torch.Tensor] = {}
         self.steps = 0
-        start, radii = Reference.of(setup.model), setup.radius
+        start, radii = setup.weights(), setup.radius
         if radii is None:
             radii = {
                 name: max(self._share(name) * weight_norm(start[name], setup.norm), 1e-6)
                 for name in start.layers()
-                if name in setup.trained
+                if setup.moves(name)
             }
-        self.constraint = None
-        if radii:  # radii of the user's own hold the known kinds of layers, as of every method
-            self.constraint = DistanceConstraint(setup.model, start, radii, setup.norm, include=())
+        # Radii of the user's own hold the known kinds of layers, as of every method.
+        self.constraint = setup.constraint(start, radii) if radii else None
 
     def _share(self, name: str) -> float:
         """Return the radius of a layer as a share of its norm; the head can undo its damping."""
@@ -172,6 +170,8 @@ class Auto(SolvedHeadMethod):
     @contextlib.contextmanager
     def evaluated(self) -> Iterator[None]:
         kept = self._swap(self.mean)
+        if self.setup.adapters is not None and self.constraint is not None:
+            self.constraint.project_()  # a product of mean factors may lie outside
         try:
             yield
         finally:

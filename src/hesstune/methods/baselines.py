@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
@@ -12,9 +11,9 @@ import torch
 from torch import nn
 
 from hesstune.constraints.distance import StartingPointPenalty
-from hesstune.errors import ConfigError, MissingExtraError
 from hesstune.forward import unmoved_statistics
 from hesstune.methods._base import Batch, Method, MethodSetup, Option, T, Tier
+from hesstune.models.adapters import ADAPTERS_LR, LoraSize
 from hesstune.storage.tensors import Tree
 
 
@@ -67,6 +66,7 @@ class L2SP(Method):
     tier: ClassVar[Tier] = "baseline"
     kind = "l2"
     head_penalty = 0.0
+    adapts = False
     own_options = {
         "alpha": Option(0.1, L2_SP_SOURCE, search=(1e-3, 1.0), log=True),
         "beta": Option(0.01, L2_SP_SOURCE, search=(1e-4, 0.1), log=True),
@@ -221,13 +221,15 @@ class LPFT(Method):
         self.trained = setup.trained
         self.body = [p for name, p in self.trained.items() if not setup.in_head(name)]
         self.probing = round(self.options["probe"] * setup.epochs)
+        # The learning rate of adapters is closer to that of a head.
+        self.head_lr = self.options["head_lr"] / (1.0 if setup.adapters is None else ADAPTERS_LR)
 
     def start_epoch(self, epoch: int, predict: Callable[[nn.Module], torch.Tensor]) -> None:
         for parameter in self.body:
             parameter.requires_grad_(epoch >= self.probing)
 
     def lr_factor(self, epoch: int) -> float:
-        return self.options["head_lr"] if self.body and epoch < self.probing else 1.0
+        return self.head_lr if self.body and epoch < self.probing else 1.0
 
     def notes(self) -> list[str]:
         if not self.body:
@@ -251,6 +253,7 @@ class WiSEFT(LPFT):
     """
 
     tier: ClassVar[Tier] = "research"
+    adapts = False  # the mean of factors is not the mean of weights
     own_options = {
         **LPFT.own_options,
         "alpha": Option(0.5, "Wortsman et al. 2022, section 4", high=1.0, search=(0.1, 0.9)),
@@ -315,93 +318,20 @@ class LoRA(Method):
 
     Source: Hu et al. 2022; r = 8, α = 16 by peft (`pip install '.[peft]'`). Linear layers and 1×1
     convolutions get adapters, which are merged into the weights at the end, so that the run is measured,
-    exported and loaded like any other.
+    exported and loaded like any other. `--lora RANK` trains adapters by other methods.
     """
 
     tier = "baseline"
+    adapts = False
     own_options = {
         "rank": Option(8.0, "peft's default", low=1.0, search=(2.0, 64.0), log=True),
         "alpha": Option(16.0, "Hu et al. 2022: twice the rank", low=1e-6),
     }
 
-    def __init__(self, setup: MethodSetup) -> None:
-        super().__init__(setup)
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError:
-            raise MissingExtraError("peft", "peft", "method 'lora'") from None
-        self.layers = _adapted(setup)
-        if not self.layers:
-            raise ConfigError(
-                "method 'lora' adapts the linear layers and 1×1 convolutions below the head, and none of "
-                "them trains here; use --train all, or another method"
-            )
-        modules = dict(setup.model.named_modules())
-        self.originals = {path: modules[path] for path in self.layers}
-        for path, module in self.originals.items():
-            if type(module) is not nn.Linear:
-                _put(setup.model, path, _plain(module))
-        head = {id(p) for name, p in setup.trained.items() if setup.in_head(name)}
-        config = LoraConfig(
-            r=round(self.options["rank"]),
-            lora_alpha=round(self.options["alpha"]),
-            # A pattern of whole names: peft takes those of a list for endings; `1` ends `2.inner.1`, too.
-            target_modules="|".join(re.escape(path) for path in self.layers),
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(setup.counts.sum()))
-            inject_adapter_in_model(config, setup.model)
-        for name, parameter in setup.model.named_parameters():
-            parameter.requires_grad_("lora_" in name or id(parameter) in head)
-
-    def distances(self) -> dict[str, float]:
-        modules = dict(self.setup.model.named_modules())
-        found = {}
-        for name in self.setup.reference.layers():
-            path, _, attribute = name.rpartition(".")
-            if path in self.layers:
-                update = modules[path].get_delta_weight("default")
-            else:
-                update = getattr(modules[path], attribute) - self.setup.reference[name]
-            found[name] = float(torch.linalg.vector_norm(update.detach()))
-        return found
-
-    def finish(self) -> None:
-        modules: dict[str, Any] = dict(self.setup.model.named_modules())
-        for path in self.layers:
-            modules[path].merge()  # into the parameter that the original module holds, too
-            _put(self.setup.model, path, self.originals[path])
-        del self.setup.model.peft_config
-
-
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-
-
-def _plain(module: nn.Module) -> nn.Module:
-    """Return torch's own layer with the same parameters: peft builds adapters of the layer's class."""
-    if isinstance(module, nn.Linear):
-        plain: nn.Linear | nn.Conv2d = nn.Linear(module.in_features, module.out_features, bias=False)
-    else:
-        assert isinstance(module, nn.Conv2d)
-        plain = nn.Conv2d(module.in_channels, module.out_channels, 1, bias=False)
-    plain.weight, plain.bias = module.weight, module.bias
-    return plain.train(module.training)
-
-
-def _adapted(setup: MethodSetup) -> list[str]:
-    """List the modules below the head that get adapters."""
-    modules = dict(setup.model.named_modules())
-    found = []
-    for name in setup.trained:
-        path, _, attribute = name.rpartition(".")
-        module = modules[path]
-        pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == module.stride == (1, 1)
-        pointwise = pointwise and module.groups == 1
-        if attribute == "weight" and not setup.in_head(name) and (isinstance(module, nn.Linear) or pointwise):
-            found.append(path)
-    return found
+    @classmethod
+    def adapter_size(cls, rank: int | None, options: Mapping[str, float] | None) -> LoraSize:
+        own = cls.checked_options(options)
+        return LoraSize(round(own["rank"]), own["alpha"])
 
 
 METHODS = {

@@ -35,6 +35,7 @@ class Certified(Method):
 
     tier = "recommended"
     uses_noise_matrix = True
+    adapts = False
     weighs_classes = False
     head_penalty = 0.0
     own_options = {

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 
 from hesstune.constraints.distance import (
-    DistanceConstraint,
     depth_scaled,
     resolve_radii,
     trained_matrices,
@@ -67,12 +66,14 @@ class Constraint(Method):
             layers = setup.reference.layers()
             heads = [name for name in layers if setup.in_head(name)]
             radius = depth_scaled(resolve_radii(layers, radius), layers, setup.radius_scale, heads)
-        self.constraint = DistanceConstraint(setup.model, setup.reference, radius, setup.norm, include=())
+        self.constraint = setup.constraint(setup.reference, radius)
 
     def after_step(self) -> None:
         self.constraint.project_()
 
     def notes(self) -> list[str]:
+        if self.setup.adapters is not None:
+            return []  # adapters and head are all that trains
         layers = set(self.setup.reference.layers())
         loose = [name for name, _ in trained_matrices(self.setup.model) if name not in layers]
         return (

@@ -80,6 +80,11 @@ class FinetuneConfig(
             ConfigError: If other layers than a head are to be trained.
         """
         given, model = self.given(), f"linear:{width}"
+        if self.lora is not None:
+            raise ConfigError(
+                "--lora: the data holds feature vectors, and the network is a linear head on them, without "
+                "layers to adapt; leave --lora out"
+            )
         if given.get("train", "head") != "head":
             raise ConfigError(
                 f"--train {self.train}: the data holds feature vectors, and the network is a linear head on "
@@ -109,7 +114,7 @@ class FinetuneConfig(
         changes |= self._image_options(64 if self.data == "digits" else 128)
         changes["method_options"] = kind.checked_options(self.method_options) or None
         head_only = changes.get("train", self.train) == "head"
-        changes["lr"] = self.lr or changes.get("lr") or usual_lr(head_only, self.model)
+        changes["lr"] = self.lr or changes.get("lr") or usual_lr(head_only, self.model, self.lora is not None)
         decay = changes.get("weight_decay", self.weight_decay)
         if decay is not None or not (kind.head_penalty and self.head_alone):
             changes["weight_decay"] = decay or 0.0  # else it is chosen from the examples
@@ -118,6 +123,7 @@ class FinetuneConfig(
         if kind.uses_noise() and not kind.solves_head and not self.noise_matrix and self.inject_noise:
             changes["noise_matrix"] = "true"
         self._check_labels(kind, changes.get("noise_matrix", self.noise_matrix))
+        self._check_adapters(kind, head_only)
         if kind.warms_up and self.warmup_epochs >= self.epochs:
             if "warmup_epochs" in given:
                 raise ConfigError(
@@ -155,6 +161,30 @@ class FinetuneConfig(
             raise ConfigError(
                 f"method '{self.method}' mixes inputs, and texts cannot be mixed; use it on images, or with "
                 "--train head, where features are mixed, or choose another method"
+            )
+
+    def _check_adapters(self, kind: type[Method], head_only: bool) -> None:
+        """Raise ConfigError if adapters are asked for that the method or another option cannot use."""
+        if self.lora is None:
+            return
+        if kind.adapter_size(None, self.method_options) is not None:
+            raise ConfigError(
+                f"method '{self.method}' has adapters of its own (--method-options rank=RANK); leave --lora "
+                "out, or give --method vanilla"
+            )
+        if head_only:
+            raise ConfigError(
+                "--lora adapts layers below the head, and --train head trains the head alone; leave one of "
+                "the two out"
+            )
+        if not kind.adapts:
+            raise ConfigError(
+                f"method '{self.method}' cannot train adapters in place of layers; choose another, such as "
+                "--method auto, or leave --lora out"
+            )
+        if self.shard:
+            raise ConfigError(
+                "--shard distributes whole layers, and --lora trains adapters; leave one of the two out"
             )
 
     def _check_labels(self, kind: type[Method], noise_matrix: str | None) -> None:
@@ -201,9 +231,13 @@ class FinetuneConfig(
         return self.model_dump(mode="json")
 
 
-def usual_lr(head_only: bool, model: str) -> float:
-    """Return the default learning rate: larger if the head is the only layer that is trained."""
-    return 1e-2 if head_only else TEXT_LR if model == TEXT_MODEL else 1e-4
+def usual_lr(head_only: bool, model: str, adapters: bool) -> float:
+    """Return the default learning rate: larger if the head alone is trained, or adapters beside it."""
+    if head_only:
+        return 1e-2
+    from hesstune.models.adapters import ADAPTERS_LR
+
+    return (TEXT_LR if model == TEXT_MODEL else 1e-4) * (ADAPTERS_LR if adapters else 1.0)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class FinetuneKeywords(ColumnKeywords, total=False):
     method_options: Mapping[str, float] | None
     budget: Literal["fast", "default", "thorough"]
     train: str
+    lora: int | None
     weights: str | PathLike[str] | None
     head_init: Literal["zero", "keep"]
     head: Sequence[str] | str

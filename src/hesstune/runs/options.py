@@ -188,6 +188,12 @@ class ModelOptions(Options):
         description="parameters to train: all, head, last:N (layers), from:MODULE (and all after it), or a "
         "pattern of parameter names",
     )
+    lora: Annotated[int, Shown("RANK")] | None = Field(
+        None,
+        gt=0,
+        description="train LoRA adapters of this rank in place of the linear layers and 1×1 convolutions "
+        "that {train} names, and the head; the run keeps their merged weights (needs the extra peft)",
+    )
     weights: FilePath | None = Field(
         None, description="weights to load into the model: safetensors or a torch state dict"
     )
@@ -322,7 +328,8 @@ class OptimisationOptions(Options):
     lr: float | None = Field(
         None,
         gt=0,
-        description="peak learning rate; default: 1e-4, 5e-5 for minilm, or 1e-2 with {train} head",
+        description="peak learning rate; default: 1e-4, 5e-5 for minilm, ten times that with {lora}, or 1e-2 "
+        "with {train} head",
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="optimizer")
     weight_decay: float | None = Field(

@@ -20,6 +20,7 @@ from hesstune.inputs.activations import ActivationInputs, needed_bytes
 from hesstune.inputs.batches import ExampleInputs, ModelInputs, TextInputs, make_inputs, predict_logits
 from hesstune.inputs.features import features_of
 from hesstune.methods import Method, MethodSetup
+from hesstune.models.adapters import Adapters
 from hesstune.models.cut import AfterCut, Cut, find_cut
 from hesstune.models.load import LoadedModel
 from hesstune.noise.matrix import shown_noise
@@ -81,12 +82,17 @@ def fit_prepared(prepared: Prepared, out: Path, request: RunRequest) -> Run:
         del reference  # the whole weights go as they are cut
         shard_(loaded.model, prepared.device)
         reference = Reference.of(loaded.model)  # each process keeps its own part
-    method = prepared.kind(_setup(prepared, reference, inputs.net))
+    size, adapters = prepared.adapter_size, None
+    if size is not None:
+        adapters = Adapters(loaded.model, loaded.heads, size, config.seed)
+    method = prepared.kind(_setup(prepared, reference, inputs.net, adapters))
     run.add(texts_cut=inputs.texts_cut, notes=[*prepared.notes, *inputs.notes, *method.notes()])
     trainer = _trainer(prepared, run, inputs, method, request.progress)
     if request.resume:
         trainer.resume()
     trainer.fit()
+    if adapters is not None:
+        adapters.merge_()
     result = _result(prepared, reference, inputs, trainer)
     run.add(result=result.replaced(seconds=round(time.monotonic() - started, 2)))
     if request.observe is not None:
@@ -194,7 +200,9 @@ def _after_cut(
     return {n: ActivationInputs(feed, model, cut, None) for n, feed in plain.items()}, notes
 
 
-def _setup(prepared: Prepared, reference: Reference, net: nn.Module) -> MethodSetup:
+def _setup(
+    prepared: Prepared, reference: Reference, net: nn.Module, adapters: Adapters | None
+) -> MethodSetup:
     """Return what the run's method is built from."""
     config, task, loaded = prepared.config, prepared.task, prepared.loaded
     assert task.train.labels is not None
@@ -218,6 +226,7 @@ def _setup(prepared: Prepared, reference: Reference, net: nn.Module) -> MethodSe
         batch_size=config.batch_size * config.accumulate,
         solved=prepared.solved,
         alone=config.budget == "fast" or not len(task.val),
+        adapters=adapters,
     )
 
 

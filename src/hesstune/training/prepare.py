@@ -22,6 +22,7 @@ from hesstune.methods import Method
 from hesstune.methods._base import HeadMaterial, SolvedHead, balanced_rates, clean_shares
 from hesstune.methods.constrained import RADII, Robust, unused_radius_options
 from hesstune.methods.robust_losses import Consistent
+from hesstune.models.adapters import LoraSize, check_adapters
 from hesstune.models.heads import check_learnable, freeze, trains_head_only
 from hesstune.models.load import LoadedModel, ModelObject, check_output, load_model, spec_parts
 from hesstune.models.networks import LINEAR
@@ -51,7 +52,7 @@ LEAST_RADIUS, UNFITTED_RADIUS = 1e-6, 2.0
 BESIDE = 0.25
 # Options of optimizer steps.
 OF_STEPS = (
-    "epochs", "batch_size", "optimizer", "weight_decay", "momentum", "schedule", "lr_warmup",
+    "epochs", "batch_size", "optimizer", "lora", "weight_decay", "momentum", "schedule", "lr_warmup",
     "accumulate", "grad_clip", "mixed_precision", "augment", "augment_views", "radius", "radius_scale",
     "norm",
 )  # fmt: skip
@@ -79,6 +80,11 @@ class Prepared:
     def kind(self) -> type[Method]:
         """The class of the method."""
         return self.config.kind
+
+    @property
+    def adapter_size(self) -> LoraSize | None:
+        """The size of the adapters that are trained in place of layers, or None."""
+        return self.kind.adapter_size(self.config.lora, self.config.method_options)
 
     def record(self) -> DataRecord:
         """Return the record of the examples, as they are now."""
@@ -170,6 +176,13 @@ def prepare(
     check_learnable(loaded.model, loaded.heads, probe)
     task = noisy(task, injected, config, config.seed, config.limit is not None)
     prepared = Prepared(config, task, loaded, injected, noise_matrix, device, radius, given)
+    if (size := prepared.adapter_size) is not None:
+        layers, count = check_adapters(loaded.model, loaded.heads, size, probe)
+        total = sum(p.numel() for p in loaded.model.parameters())
+        notes.append(
+            f"adapters of rank {size.rank} in {len(layers)} layers: {count} weights are trained, with those "
+            f"of the head; the network has {total}"
+        )
     if (config.noise_matrix or "").startswith("estimate"):
         prepared = _with_estimated_noise(prepared, kept, errors)
     assert task.train.labels is not None
@@ -423,7 +436,8 @@ def _with_validation_rule(
     elif deeper and not len(task.val):
         notes.append("there are no validation examples for deeper layers: the head alone was fitted")
     unused = _changed(config, *OF_STEPS)
-    unused += ["lr"] if config.lr != usual_lr(config.head_only, config.model) else []
+    usual = usual_lr(config.head_only, config.model, config.lora is not None)
+    unused += ["lr"] if config.lr != usual else []
     if unused and not goes_on:
         notes.append(f"a head that is solved takes no steps: no effect of {_written(unused)}")
     if not len(task.val):

@@ -564,9 +564,11 @@ class Trainer:
     def _measure_callback(self) -> MeasureCallback:
         """Return what measures the trained layers on a fixed sample of the validation examples."""
         part, setup, net = self.inputs.val, self.method.setup, self.inputs.net
-        names = {id(tensor): name for name, tensor in _named(setup.model)}
-        own = {name: setup.reference[names[id(tensor)]] for name, tensor in _named(net)}
-        reference = Reference(own, [name for name in layer_names(net) if name in self._names])
+        with setup.merged():
+            names = {id(tensor): name for name, tensor in _named(setup.model)}
+            whole = {name: names[id(tensor)] for name, tensor in _named(net)}
+            layers = [name for name in layer_names(net) if setup.moves(whole[name])]
+        reference = Reference({name: setup.reference[own] for name, own in whole.items()}, layers)
         assert part.labels is not None
         rows = np.random.default_rng([self.run.seed, 0x3EA5]).permutation(len(part))[:MEASURED]
         batch = self.inputs.feeds["val"].inputs(rows), torch.from_numpy(part.labels[rows])
@@ -579,7 +581,8 @@ class Trainer:
         if self._measured is None:
             return {}
         try:
-            point = self._measured(self.inputs.net, epoch)
+            with self.method.setup.merged():
+                point = self._measured(self.inputs.net, epoch)
         except MeasureError as error:
             raise MeasureError(f"{error}; train on with --resume and without --measure-every") from error
         if point is None:
