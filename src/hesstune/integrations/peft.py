@@ -391,6 +391,7 @@ def _changes(model: nn.Module, reference: Reference | None = None) -> dict[str, 
 
 
 def _products(model: nn.Module) -> dict[str, _Product]:
+    """Return the products B·A of all LoRA layers, by name."""
     found, layers = dict[str, _Product](), plain_layers(model)
     for path, layer in adapters_of(model):
         name = f"{plain_name(path)}.weight"
@@ -406,11 +407,11 @@ def _products(model: nn.Module) -> dict[str, _Product]:
         )
         active = [adapter for adapter in layer.active_adapters if adapter in first]
         if active:
-            found[name] = _Product([_piece(layer, first, second, adapter) for adapter in active])
+            found[name] = _Product([_low_rank_piece(layer, first, second, adapter) for adapter in active])
     return found
 
 
-def _piece(layer: Any, first: Any, second: Any, adapter: str) -> _Piece:
+def _low_rank_piece(layer: Any, first: Any, second: Any, adapter: str) -> _Piece:
     # The factors of an embedding are parameters, not modules; its weight is stored as (entries, width).
     embeds = isinstance(first, nn.ParameterDict)
     a, b = (part[adapter] if embeds else part[adapter].weight for part in (first, second))
@@ -428,6 +429,7 @@ def _unheld(model: nn.Module) -> list[str]:
 
 
 def _copies(model: nn.Module) -> dict[str, _Copy]:
+    """Return the trained copies of layers (`modules_to_save`), by name."""
     found: dict[str, _Copy] = {}
     for path, wrapper in copies_of(model):
         copied = active_copy(wrapper)

@@ -340,7 +340,7 @@ class LoRA(Method):
         self.originals = {path: modules[path] for path in self.layers}
         for path, module in self.originals.items():
             if type(module) is not nn.Linear:
-                _put(setup.model, path, _plain(module))
+                _replace_module(setup.model, path, _plain(module))
         head = {id(p) for name, p in setup.trained.items() if setup.in_head(name)}
         config = LoraConfig(
             r=round(self.options["rank"]),
@@ -370,11 +370,11 @@ class LoRA(Method):
         modules: dict[str, Any] = dict(self.setup.model.named_modules())
         for path in self.layers:
             modules[path].merge()  # into the parameter that the original module holds, too
-            _put(self.setup.model, path, self.originals[path])
+            _replace_module(self.setup.model, path, self.originals[path])
         del self.setup.model.peft_config
 
 
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+def _replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, child = path.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
