@@ -70,7 +70,7 @@ def parse_rate(text: str) -> float | None:
 
 def positive(name: str, value: float) -> float:
     """Return value as a float; raise ConfigError unless it is a finite number above zero."""
-    number = _number(name, value)
+    number = _as_number(name, value)
     if not math.isfinite(number) or number <= 0:
         raise ConfigError(f"{name} must be a finite number above 0; got {value}")
     return number
@@ -78,13 +78,13 @@ def positive(name: str, value: float) -> float:
 
 def unit_interval(name: str, value: float | str, error: type[HesstuneError] = ConfigError) -> float:
     """Return value, which may be the text of a number or percentage, as a float; raise unless in [0, 1]."""
-    number = _number(name, value, error)
+    number = _as_number(name, value, error)
     if not 0.0 <= number <= 1.0:
         raise error(f"{name} must lie in [0, 1]; got {value}")
     return number
 
 
-def _number(name: str, value: float | str, error: type[HesstuneError] = ConfigError) -> float:
+def _as_number(name: str, value: float | str, error: type[HesstuneError] = ConfigError) -> float:
     try:
         number = parse_rate(value) if isinstance(value, str) else float(value)
     except (TypeError, ValueError):

@@ -126,6 +126,7 @@ def _overrides_mode(kind: type[nn.Module]) -> bool:
 
 
 def _eagerly() -> AbstractContextManager[Any]:
+    """Run compiled networks without compilation, if there are any."""
     # Importing dynamo takes seconds; compiled networks have imported it.
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
@@ -133,23 +134,23 @@ def _eagerly() -> AbstractContextManager[Any]:
     return eager
 
 
-def _plain(name: str) -> str:
+def _uncompiled_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != _ORIGINAL) if _ORIGINAL in name else name
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters by the names they have without `torch.compile`."""
-    return {_plain(name): parameter for name, parameter in model.named_parameters()}
+    return {_uncompiled_name(name): parameter for name, parameter in model.named_parameters()}
 
 
 def named_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the buffers by the names they have without `torch.compile`."""
-    return {_plain(name): buffer for name, buffer in model.named_buffers()}
+    return {_uncompiled_name(name): buffer for name, buffer in model.named_buffers()}
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules by the names they have without `torch.compile`; of compiled ones the originals."""
-    return {_plain(name): module for name, module in model.named_modules()}
+    return {_uncompiled_name(name): module for name, module in model.named_modules()}
 
 
 def is_compiled(model: nn.Module) -> bool:

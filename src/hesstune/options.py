@@ -71,7 +71,7 @@ SYNONYMS = {
 OFF_COMMAND_LINE = Shown("")
 
 
-def _split(value: Any) -> Any:
+def _split_names(value: Any) -> Any:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return () if value is None else value
@@ -98,7 +98,7 @@ def numbers_by_name(value: Any, wanted: str) -> Any:
     return found
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_split), Shown("NAME,NAME,…", also="str")]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_names), Shown("NAME,NAME,…", also="str")]
 FilePath = Annotated[str, Shown("FILE", names_file=True)]
 DEVICE: Any = Field("auto", description="where to compute: cpu, cuda, mps or auto")
 
@@ -203,14 +203,14 @@ def make_options(kind: type[O], values: Mapping[str, Any], style: str = "{}") ->
     """
     for name, value in values.items():
         if name not in kind.model_fields:
-            synonyms = {other: _written(now, style) for other, now in SYNONYMS.items()}
-            valid = [_written(each, style) for each in kind.model_fields]
+            synonyms = {other: _name_written(now, style) for other, now in SYNONYMS.items()}
+            valid = [_name_written(each, style) for each in kind.model_fields]
             raise unknown_name("option", str(name), valid, synonyms=synonyms)
         text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
         if plain(text) != text:
             raise ConfigError(
-                f"{_written(name, style)} {cut(text)} is not UTF-8, so no record could hold it: rename the "
-                "file or folder, or give a link to it of another name"
+                f"{_name_written(name, style)} {cut(text)} is not UTF-8, so no record could hold it: rename "
+                "the file or folder, or give a link to it of another name"
             )
     try:
         return kind.model_validate(dict(values))
@@ -219,7 +219,7 @@ def make_options(kind: type[O], values: Mapping[str, Any], style: str = "{}") ->
     raise _option_error(kind, problem, values, style)
 
 
-def _written(name: str, style: str) -> str:
+def _name_written(name: str, style: str) -> str:
     return style.format(name.replace("_", "-") if style.startswith("--") else name)
 
 
@@ -238,7 +238,7 @@ def names_written(text: str, kind: type[Options] | None = None, style: str = "{}
         if literal is not None and kind is None:
             return "{" + literal + "}"
         is_option = name is not None and (kind is None or name in kind.model_fields)
-        return _written(name, style) if is_option else found[0]
+        return _name_written(name, style) if is_option else found[0]
 
     return re.sub(r"\{\{(\w+)\}\}|\{(\w+)\}", written, text)
 
@@ -250,7 +250,7 @@ def _option_error(
     if not problem["loc"]:  # of several options at once: the message names them
         return ConfigError(names_written(_reason(problem), kind, style))
     name = str(problem["loc"][0])
-    shown, given = _written(name, style), values.get(name)
+    shown, given = _name_written(name, style), values.get(name)
     kinds = kinds_of(kind.model_fields[name].annotation)
     if problem["type"] == "literal_error" and all(isinstance(each, str) for each in kinds):
         return unknown_name(f"value of {shown}", str(given), kinds)

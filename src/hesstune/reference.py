@@ -205,16 +205,16 @@ class Reference:
             warnings.warn(
                 f"the distances leave out {listed(others)}: {NO_LAYER}", HesstuneWarning, stacklevel=2
             )
-        return self._norms(model, self._layers)
+        return self._norms_of_change(model, self._layers)
 
     def changed_others(self, model: nn.Module) -> list[str]:
         """List the weight matrices that are not layers and differ from the reference."""
         self.check(model)
         layers = set(self._layers)
         names = [n for n, p in named_parameters(model).items() if n not in layers and is_matrix(p)]
-        return [name for name, norm in self._norms(model, names).items() if norm != 0]  # also NaN
+        return [name for name, norm in self._norms_of_change(model, names).items() if norm != 0]  # also NaN
 
-    def _norms(self, model: nn.Module, names: list[str]) -> dict[str, float]:
+    def _norms_of_change(self, model: nn.Module, names: list[str]) -> dict[str, float]:
         parameters = named_parameters(model)
         with torch.no_grad():
             weights = [parameters[name] for name in names]

@@ -58,7 +58,7 @@ def trained_on(run, name):
 def test_a_run_is_certified_on_its_training_examples_and_leaves_the_certificate(plain):
     run = ht.finetune(plain)
     found = certify_run(run, draws=64)
-    task = run_task(run.config)
+    task = run_task(run.config, run.config.seed)
     assert found.n == len(task.train)
     assert found.noise == "clean"
     assert "the given labels are the true ones" in found.assumptions
@@ -184,7 +184,7 @@ def test_noisy_labels_are_carried_over_to_the_true_error(train):
 def test_a_clean_sample_leaves_the_bound_and_gives_a_confidence_set(tiny, tmp_path, monkeypatch):
     options = {k: v for k, v in tiny.items() if k not in ("lr", "batch_size")}
     run = ht.finetune(options, method="certified", train="head", val_fraction=0, out=str(tmp_path / "a"))
-    task = run_task(run.config)
+    task = run_task(run.config, run.config.seed)
     rows = [f"{i},{task.classes[y]}" for i, y in zip(task.train.ids[:6], task.train.true[:6], strict=True)]
     sample = tmp_path / "clean.csv"
     sample.write_text("\n".join(["id,label", *rows]) + "\n")
@@ -215,7 +215,7 @@ def test_a_trained_prior_never_sees_the_examples_of_the_bound(plain, monkeypatch
 
     monkeypatch.setattr(BoundData, "__init__", spy)
     found = certify_run(run, prior_fraction=0.5, draws=32)
-    task = run_task(run.config)
+    task = run_task(run.config, run.config.seed)
     assert found.n == len(task.train) - round(len(task.train) / 2)
     bound, prior, _ = seen
     assert not bound & prior
@@ -344,7 +344,7 @@ def test_held_out_labels_that_are_noisy_give_no_clopper_pearson_bound(plain):
 
 def test_labels_that_a_person_checked_in_part_have_no_single_matrix(tiny, tmp_path):
     run = ht.finetune(tiny, method="vanilla", epochs=1, out=str(tmp_path / "a"))
-    task = run_task(run.config)
+    task = run_task(run.config, run.config.seed)
     checked = replace(task, train=replace(task.train, clean=np.zeros(len(task.train), bool)))
     for stated in ("auto", "known"):
         with pytest.raises(DataError, match="checked by a person"):

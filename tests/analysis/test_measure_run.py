@@ -20,7 +20,7 @@ from hesstune.runs.loading import run_task
 def test_a_run_is_measured_on_the_part_that_is_asked_for(tiny, tmp_path, part):
     run = ht.finetune(tiny, out=str(tmp_path / "a"))
     found = measure_run(run) if part == "val" else measure_run(run, part="train")
-    task = run_task(run.config)
+    task = run_task(run.config, run.config.seed)
     examples = getattr(task, part)
     feed = ImageInputs(examples, run.loaded(), torch.device("cpu"))
     batch = (feed.inputs(np.arange(len(examples))), torch.from_numpy(examples.labels))
@@ -127,7 +127,7 @@ def test_a_sample_keeps_the_size_of_the_training_set_and_says_so(tiny, tmp_path)
 def test_stability_of_a_run_is_that_of_its_network_and_is_kept(tiny, tmp_path, image_folder):
     run = ht.finetune(tiny, out=str(tmp_path / "a"), epochs=1)
     table = stability_of_run(run, [0.01, 0.05], samples=4)
-    task = run_task(run.config)
+    task = run_task(run.config, run.config.seed)
     feed = ImageInputs(task.train, run.loaded(), torch.device("cpu"))
     batch = (feed.inputs(np.arange(len(task.train))), torch.from_numpy(task.train.labels))
     by_hand = ht.noise_stability(run.model(), [batch], 0.05, samples=4, seed=run.config.seed)

@@ -170,7 +170,7 @@ def test_how_the_noise_is_known_for_every_combination_of_options(tiny, tmp_path)
     for (injected, given), expected in KNOWN.items():
         asked = {"method": "vanilla", "inject_noise": option(injected), "noise_matrix": option(given)}
         config = make_config({**tiny, **asked}).resolved()
-        task = run_task(config)
+        task = run_task(config, config.seed)
         matrix = used[given] if given in used else NoiseMatrix.parse(option(given), 2)
         case = (injected, given)
         assert run_noise_knowledge(config, task, "auto", matrix) == expected, case

@@ -322,3 +322,7 @@ def test_a_class_of_one_example_names_the_class_it_may_belong_to(tmp_path):
     table.write_text("text,label\n" + "good,yes\nbad,no\n" * 5 + "fine,Yes\n")
     with pytest.raises(DataError, match="'Yes' and 'yes'"):
         load_task(f"csv:{table}", size=8)
+    table.write_text("text,label\n" + "good,yes\nbad,no\nfine,Yes\n" * 5 + "so,maybe\n")
+    with pytest.raises(DataError, match="'maybe' has one example") as error:
+        load_task(f"csv:{table}", size=8)
+    assert "Yes" not in str(error.value)

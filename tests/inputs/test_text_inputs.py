@@ -144,7 +144,7 @@ def test_texts_of_unequal_length_are_certified(options, fraction):
     """With the prior before fine-tuning, and one trained on half of the texts."""
     changes = {"method": "certified", "inject_noise": None, "lr": 5e-3, "epochs": 3, "val_fraction": 0}
     run = ht.finetune({k: v for k, v in options.items() if k != "radius"}, **changes)
-    task = run_task(run.config)
+    task = run_task(run.config, run.config.seed)
     feed = TextInputs(task.test, run.loaded(), torch.device("cpu"), 24)
     assert len(set(feed.lengths.tolist())) > 2
     found = certify_run(run, prior_fraction=fraction, draws=48)

@@ -98,10 +98,18 @@ def test_wrong_arguments_are_refused(arguments, message):
 
 
 def test_a_table_without_named_labels_shows_its_columns(tmp_path):
-    table = tmp_path / "reviews.csv"
-    table.write_text("text,sentiment\ngood,1\nbad,0\n")
+    texts = pd.DataFrame({"text": ["good", "bad"], "sentiment": [1, 0]})
+    vectors = pd.DataFrame({"features": [[0.0, 1.0], [1.0, 0.0]], "sentiment": [1, 0]})
+    texts.to_csv(tmp_path / "reviews.csv", index=False)
+    vectors.to_parquet(tmp_path / "vectors.parquet")
+    np.save(tmp_path / "x.npy", np.eye(2))
+    texts[["sentiment"]].to_csv(tmp_path / "x.csv", index=False)
+    for data in ("reviews.csv", "features:vectors.parquet", "x.npy"):
+        kind, _, name = data.rpartition(":")
+        with pytest.raises(DataError, match=r"(?=.*sentiment)(?=.*--label-column)"):
+            clean(f"{kind}:{tmp_path / name}" if kind else tmp_path / name)
     with pytest.raises(DataError, match=r"(?=.*sentiment)(?=.*--label-column)"):
-        clean(table)
+        clean(vectors)
 
 
 def test_classes_that_differ_by_case_only_are_said():

@@ -378,8 +378,8 @@ def test_a_file_of_votes_is_read_once(tmp_path, monkeypatch, suffix):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
         path.write_text("id,vote_a,vote_b\n" + "".join(",".join(row.values()) + "\n" for row in rows))
-    read, table = [], tables._table
-    monkeypatch.setattr(tables, "_table", lambda *args: read.append(args[1]) or table(*args))
+    read, table = [], tables._csv_table
+    monkeypatch.setattr(tables, "_csv_table", lambda *args: read.append(args[1]) or table(*args))
     found = ht.label_data(votes=str(path), label_model="majority")
     assert len(found.target) == 12
     assert read == ([path] if suffix == "csv" else [])

@@ -255,7 +255,7 @@ def test_decisions_on_features_are_applied_and_are_checked_labels(tmp_path):
 
 def test_finetune_takes_decisions_as_checked_labels(image_folder, tiny, tmp_path):
     options = {**tiny, "inject_noise": None, "test_fraction": 0.2, "data": f"folder:{image_folder}"}
-    plain = run_task(make_config(options))
+    plain = run_task(make_config(options), seed=0)
     target = read_target(f"folder:{image_folder}")
     given = dict(zip(target.ids, target.true, strict=True))
     kept, changed, removed = plain.train.ids[0], plain.train.ids[1], plain.train.ids[2]
@@ -269,7 +269,7 @@ def test_finetune_takes_decisions_as_checked_labels(image_folder, tiny, tmp_path
     ]
     path = tmp_path / "d.csv"
     write_csv(path, HEADER, rows)
-    task = run_task(make_config({**options, "checked_labels": str(path)}))
+    task = run_task(make_config({**options, "checked_labels": str(path)}), seed=0)
     assert task.train.ids == [name for name in plain.train.ids if name != removed]
     assert [name for name, sure in zip(task.train.ids, task.train.clean, strict=True) if sure] == [
         kept,
@@ -287,7 +287,7 @@ def test_finetune_takes_decisions_as_checked_labels(image_folder, tiny, tmp_path
     rows[0][-1] = "00" * 16
     write_csv(path, HEADER, rows)
     with pytest.raises(DataError, match="not as it was"):
-        run_task(make_config({**options, "checked_labels": str(path)}))
+        run_task(make_config({**options, "checked_labels": str(path)}), seed=0)
 
 
 def test_label_takes_decisions_as_checked_labels(tmp_path):

@@ -58,7 +58,7 @@ def test_a_run_keeps_which_labels_were_changed_and_claims_no_matrix_for_them(tin
     flipped = {r["id"] for r in rows if r["part"] == "train" and r["label"] != r["true_label"]}
     assert run.record["noise"]["realised_rate"] == pytest.approx(len(flipped) / 14, abs=0.02)
     assert flipped
-    again = run_task(run.config).train
+    again = run_task(run.config, run.config.seed).train
     assert {again.ids[i] for i in np.flatnonzero(again.labels != again.true)} == flipped
     # The loss uses the mean of each class's noise.
     record = json.loads((run.path / "noise_matrix.json").read_text())

@@ -209,7 +209,7 @@ def test_command_line(few, tmp_path, capsys, monkeypatch):
 )
 def test_a_cell_is_not_certified_if_an_assumption_is_known_to_fail(changes, why, tmp_path):
     config = make_config({"inject_noise": "symmetric:0.2", "limit": 64} | changes).resolved()
-    task = run_task(config)
+    task = run_task(config, config.seed)
     run = Run(tmp_path, config, SimpleNamespace(classes=task.classes, possible_groups={}))
     NoiseMatrix.symmetric(task.k, 0.2).save(tmp_path / "noise_matrix.json")
     net = torch.nn.Linear(4, task.k)

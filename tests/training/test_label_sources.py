@@ -83,7 +83,7 @@ def test_checked_labels_replace_noisy_ones_and_are_not_corrected(tiny, tmp_path)
     run = ht.finetune(config, checked_labels=str(path), noise_matrix="estimate:holdout")
     assert run.record["checked_labels"] == len(wrong)
     assert all(r["label"] == r["true_label"] for r in run.labels() if r["part"] == "train")
-    task = run_task(run.config)
+    task = run_task(run.config, run.config.seed)
     assert (task.train.given != task.train.labels).sum() == len(wrong)
     for text, message in (
         ("nowhere.png,dark", r"1 of the 1 .*nowhere"),

@@ -21,7 +21,7 @@ def named(tiny):
     """Options without data and model, the task and the network at the start."""
     options = tiny | {"epochs": 2}
     torch.manual_seed(7)
-    task = clean_task(make_config(options).resolved())
+    task = clean_task(make_config(options).resolved(), seed=0)
     start = load_model(options["model"], task.k, head_init="keep").model
     own = {name: value for name, value in options.items() if name not in ("data", "model")}
     return own, task, start

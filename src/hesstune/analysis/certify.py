@@ -166,7 +166,7 @@ def evaluate_bound(case: CertifiedRun, trained: TrainedPrior | None, name: str, 
         place = {counted.part.ids[row]: at for at, row in enumerate(counted.rows)}
         kept = [place[name] for name in network.picked.outcome.kept or []]
         found += Found(assumptions=[f"the network is that of {network.picked.path}"])
-    sample = Sample.read(loaded.model, _inputs(case, counted.part, loaded, counted.rows), options)
+    sample = Sample.read(loaded.model, _input_examples(case, counted.part, loaded, counted.rows), options)
     weights = Network(model=loaded.model, posterior=posterior, kept=kept)
     certificate = kind.evaluate(weights, prior, sample)
     part = counted.part.take(counted.rows)
@@ -210,7 +210,7 @@ def _held_out(case: CertifiedRun, loaded: LoadedModel) -> tuple[InputExamples | 
     if not len(test):
         return None, Found()
     rows, found = case.copies.held_out()
-    return _inputs(case, test, loaded, rows) if len(rows) else None, found
+    return _input_examples(case, test, loaded, rows) if len(rows) else None, found
 
 
 def _seen(case: CertifiedRun, network: BoundNetwork) -> InputExamples | None:
@@ -228,10 +228,10 @@ def _seen(case: CertifiedRun, network: BoundNetwork) -> InputExamples | None:
         [*prior.ids, *val.ids],
         np.concatenate([prior.labels, val.labels]),
     )
-    return _inputs(case, every, network.loaded, np.arange(len(every)))
+    return _input_examples(case, every, network.loaded, np.arange(len(every)))
 
 
-def _inputs(case: CertifiedRun, part: Examples, loaded: LoadedModel, rows: Rows) -> InputExamples:
+def _input_examples(case: CertifiedRun, part: Examples, loaded: LoadedModel, rows: Rows) -> InputExamples:
     assert part.labels is not None
     max_length = case.run.config.max_length
     inputs = make_inputs(part, loaded, case.device, max_length=max_length)

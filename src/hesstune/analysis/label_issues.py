@@ -212,7 +212,7 @@ def label_issues(run: Run, device: str = "auto") -> None:
         for i in order
     ]
     held = make_inputs(task.val, loaded, target, max_length=run.config.max_length)
-    estimate = _estimate(run, task, held, loaded.model)
+    estimate = _noise_of_validation_labels(run, task, held, loaded.model)
     record = LabelIssuesRecord(
         examples=len(labels),
         noise_matrix=estimate,
@@ -274,7 +274,9 @@ def _probed(run: Run, task: Task, device: torch.device) -> Probed | None:
     return Probed(posterior, fitted(None) if contradicted else posterior, check)
 
 
-def _estimate(run: Run, task: Task, feed: ModelInputs, model: nn.Module) -> NoiseMatrixRecord | None:
+def _noise_of_validation_labels(
+    run: Run, task: Task, feed: ModelInputs, model: nn.Module
+) -> NoiseMatrixRecord | None:
     if task.val.labels is None or not len(task.val) or run.config.clean_val:
         return None
     probs = torch.softmax(predict_logits(model, feed).double(), 1).numpy()

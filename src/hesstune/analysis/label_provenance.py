@@ -25,9 +25,8 @@ from hesstune.noise.instance import Conditional, class_conditional, instance_rat
 from hesstune.noise.latent.copies import example_groups
 from hesstune.noise.matrix import NoiseMatrix
 from hesstune.noise.probes import CROSS_FIT_STRENGTHS, cross_fit, fit_probe, reduced_features
-from hesstune.runs.config import FinetuneConfig
 from hesstune.runs.loading import injected_noise
-from hesstune.runs.options import CertifyOptions
+from hesstune.runs.options import CertifyOptions, NoiseOptions
 from hesstune.runs.run import Run
 
 # The share of δ for the confidence set of a noise matrix that a clean sample estimates.
@@ -118,25 +117,25 @@ def _groups(run: Run, task: Task, asked: CertifyOptions) -> tuple[list[str], lis
 
 
 def run_noise_knowledge(
-    config: FinetuneConfig, task: Task, stated: str = "auto", matrix: NoiseMatrix | None = None
+    options: NoiseOptions, task: Task, stated: str = "auto", matrix: NoiseMatrix | None = None
 ) -> str:
     """Return how the noise of a run's labels is known: `none`, or one of NOISE_KNOWLEDGE.
 
-    `stated` is what the user states; `auto` reads it from the configuration. Labels of a label model are true
+    `stated` is what the user states; `auto` reads it from the run's options. Labels of a label model are true
     only if the user states `none`. `matrix` is that of the run's loss, with its origin. If noise was
     injected, the bound uses the injected matrix, which is known. An estimated matrix that the user gave in a
     file still counts: it means that the labels were noisy before. An estimate that the run made itself does
     not count.
     """
     if stated == "none":
-        if config.inject_noise:
+        if options.inject_noise:
             raise DataError(
-                f"the run put noise into its labels (--inject-noise {config.inject_noise}), so they are not "
+                f"the run put noise into its labels (--inject-noise {options.inject_noise}), so they are not "
                 "the true ones; leave --noise-is out"
             )
         return stated
     # Errors of votes, and of probabilities made from votes, occur on the same hard examples.
-    if task.train.has_model_labels or instance_rate(config.inject_noise) is not None:
+    if task.train.has_model_labels or instance_rate(options.inject_noise) is not None:
         return "instance_dependent"
     if task.train.clean is not None:
         raise DataError(
@@ -144,18 +143,18 @@ def run_noise_knowledge(
             "valid for all; give --noise-is none if all labels are now true"
         )
     origin = "stated" if matrix is None else matrix.origin
-    by_run = config.noise_matrix is None or config.noise_matrix.startswith("estimate")
-    if config.noise_matrix is not None and by_run and origin == "stated":
+    by_run = options.noise_matrix is None or options.noise_matrix.startswith("estimate")
+    if options.noise_matrix is not None and by_run and origin == "stated":
         origin = "estimated"
-    counts = not (config.inject_noise and by_run)
+    counts = not (options.inject_noise and by_run)
     if counts and stated in ("auto", "known") and origin in ("estimated", "instance_dependent"):
         return origin
     if stated == "auto":
-        return "known" if config.inject_noise or config.noise_matrix else "none"
+        return "known" if options.inject_noise or options.noise_matrix else "none"
     return stated
 
 
-def _test_labels(config: FinetuneConfig, task: Task, asked: CertifyOptions, noise_is: str) -> str:
+def _test_labels(options: NoiseOptions, task: Task, asked: CertifyOptions, noise_is: str) -> str:
     """Return how the labels of the test part are known."""
     if asked.test_labels != "auto":
         return asked.test_labels
@@ -165,7 +164,7 @@ def _test_labels(config: FinetuneConfig, task: Task, asked: CertifyOptions, nois
         return "true"
     if part.has_model_labels:
         return "unknown"
-    if noise_is == "none" or config.inject_noise:
+    if noise_is == "none" or options.inject_noise:
         return "true"  # noise goes into training and validation labels alone
     return "unknown" if noise_is == "instance_dependent" else "noisy"
 

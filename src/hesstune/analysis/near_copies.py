@@ -154,7 +154,7 @@ class NearCopies:
         count, examples = len(rows), self.task.train if part == "train" else self.task.test
         found = Found()
         if why := self.start.refusal(examples, rows):
-            self._refuse(found, why)
+            self._refuse_or_note(found, why)
         else:
             found.assumptions.extend(self.start.assumptions)
         if seen:
@@ -185,7 +185,7 @@ class NearCopies:
             rows = self._treated(
                 found,
                 rows,
-                self._one_each(rows, groups),
+                self._one_of_each_group(rows, groups),
                 f"{again} of the {len(rows)} examples that the bound counts on are repeated or "
                 f"near-duplicates of others (such as {listed(pairs, 3)}), so they are no independent sample",
                 f"of near-duplicates one each is counted ({again} left out), so the bound is for inputs that "
@@ -207,7 +207,7 @@ class NearCopies:
             return every[:0], Found(assumptions=[text])
         rows = every[~self._near_training("test", every)]
         if self.repeats != "allow":
-            rows = self._one_each(rows, self.groups["test"][rows])
+            rows = self._one_of_each_group(rows, self.groups["test"][rows])
         left = len(every) - len(rows)
         found = Found({"left_out_of_held_out": float(left)})
         if left:
@@ -222,7 +222,8 @@ class NearCopies:
         seen = np.concatenate([self.groups["train"], self.groups["val"]])
         return np.isin(self.groups[part][rows], seen)
 
-    def _one_each(self, rows: Rows, groups: Rows) -> Rows:
+    def _one_of_each_group(self, rows: Rows, groups: Rows) -> Rows:
+        """Return one random row of each group, sorted."""
         order = np.random.default_rng([self.seed, KEPT_KEY]).permutation(len(rows))
         _, first = np.unique(groups[order], return_index=True)
         return np.sort(rows[order[first]])
@@ -239,7 +240,7 @@ class NearCopies:
                 f"{allowed}: they are independent draws of a distribution that has such repeats"
             )
         else:
-            self._refuse(
+            self._refuse_or_note(
                 found,
                 f"{refusal}; remove copies before splitting, or give --repeats drop, which counts no copy, "
                 "or --repeats allow if the examples were drawn independently from a distribution that has "
@@ -247,7 +248,8 @@ class NearCopies:
             )
         return rows
 
-    def _refuse(self, found: Found, why: str) -> None:
+    def _refuse_or_note(self, found: Found, why: str) -> None:
+        """Raise DataError, or with `diagnostic` note the failure."""
         if not self.diagnostic:
             raise DataError(why)
         found.failures.append(why)

@@ -123,7 +123,7 @@ def check_noise(run: Run, seed: int = 0, device: str = "auto") -> NoiseCheck:
         classes=task.classes,
         examples=len(task.train),
         matrix_given=given is not None,
-        assumed=MatrixFacts(**_facts(compared, material)),
+        assumed=MatrixFacts(**_matrix_facts(compared, material)),
         counted=counted,
         estimates=estimates,
         cost_of_an_error=costs,
@@ -134,7 +134,7 @@ def check_noise(run: Run, seed: int = 0, device: str = "auto") -> NoiseCheck:
     return check
 
 
-def _facts(noise_matrix: NoiseMatrix, material: Material) -> dict[str, Any]:
+def _matrix_facts(noise_matrix: NoiseMatrix, material: Material) -> dict[str, Any]:
     finite = bool(np.isfinite(noise_matrix.condition))
     fit = log_likelihoods(noise_matrix, material.probs, material.labels) if finite else None
     return {
@@ -165,7 +165,7 @@ def _estimates(material: Material, given: NoiseMatrix) -> tuple[list[Estimated |
         except (NoiseMatrixError, DataError, ImportError) as error:
             rows.append(Failed(method=method, failed=str(error)))
             continue
-        facts = {**_facts(estimate.matrix, material), **_distance(estimate.matrix, given)}
+        facts = {**_matrix_facts(estimate.matrix, material), **_distance(estimate.matrix, given)}
         facts |= {"chose": estimate.method} if method == "auto" else {}
         rows.append(Estimated(method=method, **facts))
         best = best or estimate.matrix  # `auto` comes first

@@ -130,7 +130,9 @@ def posterior_network(case: CertifiedRun, prior: TrainedPrior | None) -> BoundNe
         run = case.run
         return BoundNetwork(_train_part(case), run.loaded(), run.reference(), run.outcome.posterior)
     options = {"method": "certified", "method_options": {"examples": len(prior.counted.rows)}}
-    made = prior.continue_on(case, np.sort(case.labels.rows), _config(case.run.config, options), POSTERIOR)
+    made = prior.continue_on(
+        case, np.sort(case.labels.rows), _prior_config(case.run.config, options), POSTERIOR
+    )
     return BoundNetwork(prior.counted, made.loaded(), made.reference(), made.outcome.posterior)
 
 
@@ -167,7 +169,7 @@ def picked_network(case: CertifiedRun, prior: TrainedPrior | None) -> BoundNetwo
     options: dict[str, object] = {"method": PICKING, "train": "head", "noise_matrix": None}
     if is_picked:
         options["method_options"] = run.config.method_options
-    made = prior.continue_on(case, prior.counted.rows, _config(run.config, options), COMPRESSED)
+    made = prior.continue_on(case, prior.counted.rows, _prior_config(run.config, options), COMPRESSED)
     return BoundNetwork(prior.counted, made.loaded(), picked=made)
 
 
@@ -212,7 +214,8 @@ def _refuse_leaks(run: Run) -> None:
             )
 
 
-def _config(config: FinetuneConfig, changes: Mapping[str, object]) -> FinetuneConfig:
+def _prior_config(config: FinetuneConfig, changes: Mapping[str, object]) -> FinetuneConfig:
+    """Return the options that a prior keeps of the certified run's, with changes."""
     kept = {name: getattr(config, name) for name in KEPT}
     if "train" in changes:  # its own number of epochs; frozen layers need no augmentation
         kept = {name: value for name, value in kept.items() if name not in ("epochs", "augment", "train")}

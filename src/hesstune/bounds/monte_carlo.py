@@ -94,7 +94,8 @@ def draw_weights(
             parameter.normal_(0.0, float(value), generator=generator).add_(mean)
 
 
-def _tally(logits: torch.Tensor, targets: torch.Tensor) -> Array:
+def _confusion(logits: torch.Tensor, targets: torch.Tensor) -> Array:
+    """Count (target, predicted class), (K, K)."""
     if not bool(torch.isfinite(logits).all()):
         raise ModelError(
             "the perturbed model's logits are not finite; the posterior's noise is too large for it, "
@@ -150,7 +151,7 @@ class WeightDraws:
             draw = number * len(self._data.sizes) + block
             self._generator.manual_seed((start + draw * _STEP) % _SEEDS)
             draw_weights(self._parameters, self._means, sigma, self._generator)
-            counts += _tally(network_logits(self._model, inputs), targets)
+            counts += _confusion(network_logits(self._model, inputs), targets)
         return counts
 
 
@@ -201,7 +202,7 @@ class HeadDraws:
         passes = math.ceil(draws / n)
         for _ in range(passes):
             noise = torch.randn((n, k), generator=generator, device=deviation.device, dtype=deviation.dtype)
-            counts += _tally(self._logits + deviation * noise, self._targets)
+            counts += _confusion(self._logits + deviation * noise, self._targets)
         return Draws(counts, passes * n, n, 1, n)
 
     def pilot(self, sigma: Sigma, blocks: int, generator: torch.Generator) -> Draws:

@@ -190,6 +190,7 @@ class Certificate(Stored):
         return risk
 
     def _risk(self, shares: dict[str, float]) -> float:
+        """Return the bound if δ is shared in this way."""
         try:
             return self.kind.risk(self, shares)
         except KeyError as error:

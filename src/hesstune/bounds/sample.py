@@ -104,7 +104,7 @@ class BoundData:
         self.digests: list[str] = []
         room, labels = CACHE_BYTES, []
         for index, part in enumerate(self._parts):
-            inputs, targets = self._read(part)
+            inputs, targets = self._collate(part)
             self.digests += _digests(inputs, len(part))
             labels.append(targets.numpy())
             if index in self.own:
@@ -113,7 +113,7 @@ class BoundData:
                     self._kept[index] = inputs, targets
         self.labels = np.concatenate(labels)
 
-    def _read(self, part: list[int]) -> tuple[Inputs, torch.Tensor]:
+    def _collate(self, part: list[int]) -> tuple[Inputs, torch.Tensor]:
         if hasattr(self._dataset, "batch"):
             inputs, targets = self._dataset.batch(part)
             return inputs, torch.as_tensor(targets, dtype=torch.int64)
@@ -127,11 +127,11 @@ class BoundData:
     def __iter__(self) -> Iterator[tuple[Inputs, torch.Tensor]]:
         """Yield (inputs, targets) of each of this process's blocks, always in the same order."""
         for index in self.own:
-            yield self._kept.get(index) or self._read(self._parts[index])
+            yield self._kept.get(index) or self._collate(self._parts[index])
 
     def first(self) -> Inputs:
         """Return the inputs of the first block of all."""
-        return (self._kept.get(0) or self._read(self._parts[0]))[0]
+        return (self._kept.get(0) or self._collate(self._parts[0]))[0]
 
     def gathered(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the rows of all blocks, in their order, of each process's own rows (n_own, …)."""
@@ -164,7 +164,7 @@ class BoundData:
     def check_steady(self) -> None:
         """Raise DataError if reading an example again gives another input (random augmentation)."""
         part = self._parts[0][:_REREAD]
-        if _digests(self._read(part)[0], len(part)) != self.digests[: len(part)]:
+        if _digests(self._collate(part)[0], len(part)) != self.digests[: len(part)]:
             raise DataError(
                 f"reading an example of {self._what} twice gave different inputs: it is augmented at random; "
                 "certify on the plain examples (augmentation in training is fine)"

@@ -104,10 +104,10 @@ def layer_table(rows: Sequence[tuple[LayerMeasure, float]], form: FormNames) -> 
         table.add_row(
             layer.name,
             f"{100 * share:.1f} %",
-            _figure(layer.maximum, ".3g"),
-            _figure(layer.mean, ".2g", f" ± {'-' if error is None else f'{error:.1g}'}"),
+            _formatted(layer.maximum, ".3g"),
+            _formatted(layer.mean, ".2g", f" ± {'-' if error is None else f'{error:.1g}'}"),
             f"{layer.distance:.3f}",
-            _figure(layer.trace_mean, ".3g"),
+            _formatted(layer.trace_mean, ".3g"),
             layer.how,
         )
     if still := len(rows) - len(moved):
@@ -140,7 +140,7 @@ def spectrum_table(rows: Sequence[tuple[LayerMeasure, float]], form: FormNames) 
     return table
 
 
-def _figure(value: float | None, form: str, suffix: str = "") -> str:
+def _formatted(value: float | None, form: str, suffix: str = "") -> str:
     return "-" if value is None or value != value else f"{value:{form}}{suffix}"
 
 
@@ -152,7 +152,7 @@ def stability_table(rows: list[Stability]) -> Table:
             f"{row.sigma:g}",
             f"{row.value:.3g} ± {row.stderr:.1g}",
             f"{row.taylor:.3g}" + (f" ± {row.taylor_stderr:.1g}" if row.taylor_stderr else ""),
-            _figure(row.ratio, ".2f"),
+            _formatted(row.ratio, ".2f"),
         )
     return table
 
@@ -283,11 +283,11 @@ def cost_table(found: NoiseCheck) -> Table:
     table = name_table("noise in F", *(f"off by {size:.0%}" for size in sizes))
     for direction in dict.fromkeys(row.direction for row in rows):
         lost = {row.off: row for row in rows if row.direction == direction}
-        table.add_row(direction, *(_points(lost.get(size)) for size in sizes))
+        table.add_row(direction, *(_points_lost(lost.get(size)) for size in sizes))
     return table
 
 
-def _points(row: CostOfError | None) -> str:
+def _points_lost(row: CostOfError | None) -> str:
     if row is None:
         return "-"
     error = "" if row.stderr is None else f" ± {100 * row.stderr:.1f}"
@@ -312,7 +312,8 @@ def predict(
         from hesstune.runs.loading import reading_of
         from hesstune.runs.run import Run
 
-        say_data(output, describe(data, reading_of(Run.load(run).config, options), labelled=False))
+        config = Run.load(run).config
+        say_data(output, describe(data, reading_of(config, config.seed, options), labelled=False))
         return
     if out.exists() and not overwrite:
         raise RunError(f"{out} exists; choose another --out or give --overwrite")

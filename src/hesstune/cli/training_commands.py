@@ -95,7 +95,7 @@ def _say_plan(config: FinetuneConfig, output: Output) -> None:
     from hesstune.data.describe import describe
     from hesstune.runs.loading import reading_of
 
-    facts, notes = describe(config.data, reading_of(config)), list[str]()
+    facts, notes = describe(config.data, reading_of(config, config.seed)), list[str]()
     if facts is not None and facts.kind == "text":
         config, notes = config.on_texts()
     if config.train not in ("all", "head"):
@@ -188,7 +188,7 @@ def _say_cells(values: dict[str, Any], output: Output) -> None:
     from hesstune.study.compare import plan_of
 
     plan, _ = plan_of(values)
-    read = {(cell.config.data, reading_of(cell.config)): None for cell in plan.cells}
+    read = {(cell.config.data, reading_of(cell.config, cell.seed)): None for cell in plan.cells}
     facts = [said for data, how in read if (said := describe(data, how)) is not None]
     output.say(*dict.fromkeys(line for said in facts for line in said.lines()))
     output.say(*(f"{cell.task}, {cell.method}, seed {cell.seed}" for cell in plan.cells))

@@ -80,9 +80,10 @@ class Optimizers:
         base = getattr(self.given, "base", None)
         every = [*([] if self.given is None else [self.given])]
         every += [o for known in self._found if (o := known()) is not None and o is not base]
-        return [kept for optimizer in dict.fromkeys(every) for kept in self._of(optimizer)]
+        return [kept for optimizer in dict.fromkeys(every) for kept in self._weights_kept_by(optimizer)]
 
-    def _of(self, optimizer: Any) -> Iterator[Kept]:
+    def _weights_kept_by(self, optimizer: Any) -> Iterator[Kept]:
+        """Yield the weights in the state of an optimizer, such as averages."""
         for name, parameter, group in self._groups(optimizer):
             state = optimizer.state.get(parameter, {})
             for key in WEIGHTS & state.keys():
@@ -136,12 +137,12 @@ class AfterSteps:
         found = [_inner(optimizer) for optimizer in optimizers if optimizer is not None]
         # Wrappers that are no torch optimizers call no hooks.
         self._handles = [
-            o.register_step_post_hook(self._after)
+            o.register_step_post_hook(self._project_after_step)
             for o in found
             if isinstance(o, torch.optim.Optimizer) and getattr(type(o).step, "hooked", False)
         ]
 
-    def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _project_after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self.constraint.project_()
         self._projected = True
 

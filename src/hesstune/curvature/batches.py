@@ -79,7 +79,7 @@ def rows_of(inputs: Inputs, index: torch.Tensor) -> Inputs:
     """Return the batch's examples `index`; entries of a mapping without a batch dimension stay."""
     if isinstance(inputs, torch.Tensor):
         return inputs[index.to(inputs.device)]
-    rows = {key: value[index.to(value.device)] for key, value in _batched(inputs).items()}
+    rows = {key: value[index.to(value.device)] for key, value in _entries_by_example(inputs).items()}
     return BatchMapping({**inputs, **rows}, shared_entries(inputs))
 
 
@@ -121,8 +121,8 @@ def changed_example(inputs: Inputs, row: int) -> Inputs | None:
         index = torch.arange(size)
         index[row] = other
         return rows_of(inputs, index)
-    before = _batched(inputs)
-    after = {key: _nudged(value, row) for key, value in before.items()}
+    before = _entries_by_example(inputs)
+    after = {key: _with_changed_row(value, row) for key, value in before.items()}
     if all(torch.equal(before[key], value) for key, value in after.items()):
         return None
     if isinstance(inputs, torch.Tensor):
@@ -130,7 +130,7 @@ def changed_example(inputs: Inputs, row: int) -> Inputs | None:
     return BatchMapping({**inputs, **after}, shared_entries(inputs))
 
 
-def _batched(inputs: Inputs) -> dict[str, torch.Tensor]:
+def _entries_by_example(inputs: Inputs) -> dict[str, torch.Tensor]:
     if isinstance(inputs, torch.Tensor):
         return {"": inputs}
     shared = shared_entries(inputs)
@@ -138,10 +138,11 @@ def _batched(inputs: Inputs) -> dict[str, torch.Tensor]:
 
 
 def _differ(inputs: Inputs, row: int, other: int) -> bool:
-    return any(not torch.equal(value[row], value[other]) for value in _batched(inputs).values())
+    return any(not torch.equal(value[row], value[other]) for value in _entries_by_example(inputs).values())
 
 
-def _nudged(value: torch.Tensor, row: int) -> torch.Tensor:
+def _with_changed_row(value: torch.Tensor, row: int) -> torch.Tensor:
+    """Return a copy of a tensor with noise on one row, or with its entries rolled if they are integers."""
     changed = value.detach().clone()
     if value.is_floating_point():
         generator = torch.Generator().manual_seed(0)

@@ -154,7 +154,7 @@ class Interceptor(TorchFunctionMode):
         if known is None:
             if func is F.multi_head_attention_forward:
                 with self:
-                    return _open(func)(*args, **kwargs)
+                    return _without_override_check(func)(*args, **kwargs)
             return _batch_norm(*args, **kwargs) if func is F.batch_norm else func(*args, **kwargs)
         kind, parameters = known
         given = dict(zip(parameters, args, strict=False)) | dict(kwargs)
@@ -237,7 +237,7 @@ def _batch_norm(
     return torch.addcmul(shift.view(shape), inputs, scale.view(shape))
 
 
-def _open(func: Any) -> Any:
+def _without_override_check(func: Any) -> Any:
     # torch passes its composite attention to the mode as one call. Without that check its own calls of
     # `linear` reach the mode.
     scope = {**func.__globals__, "has_torch_function": lambda _: False}

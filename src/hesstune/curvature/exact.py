@@ -239,12 +239,13 @@ class BackwardPasses:
         def hook(gradients: tuple[torch.Tensor | None, ...]) -> None:
             gradient = gradients[output]
             if gradient is not None:
-                self._use(index, gradient)
+                self._accumulate(index, gradient)
 
         return hook
 
     @torch.no_grad()
-    def _use(self, index: int, gradient: torch.Tensor) -> None:
+    def _accumulate(self, index: int, gradient: torch.Tensor) -> None:
+        """Take a layer's output gradient into the products of this pass."""
         layer, change = self._layers[index], self._changes[index]
         if change is not None:
             self._u[index] = layer.inner(gradient, change)
@@ -262,7 +263,7 @@ class BackwardPasses:
             gradients = torch.autograd.grad(self._logits, edges, seed, retain_graph=True, allow_unused=True)
             for index, gradient in zip(self._sources, gradients, strict=True):
                 if gradient is not None:
-                    self._use(index, gradient)
+                    self._accumulate(index, gradient)
         self.taken += 1
         return self._stacked(self._u)
 
@@ -502,10 +503,10 @@ def probe_factor(look: int) -> float:
     """
     from scipy.special import gammaincinv
 
-    return _PROBES / (2 * float(gammaincinv(_PROBES / 2, _failing(look))))
+    return _PROBES / (2 * float(gammaincinv(_PROBES / 2, _failure_share(look))))
 
 
-def _failing(look: int) -> float:
+def _failure_share(look: int) -> float:
     return float(FAILURE_PROBABILITY * 0.5 ** (look + 1))
 
 

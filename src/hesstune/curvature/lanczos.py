@@ -161,7 +161,7 @@ class WeightProducts:
     def krylov(self, delta: torch.Tensor) -> Krylov:
         """Start Lanczos at v = delta in weight space."""
         shape = (len(self._slopes), *self._weight.shape)
-        return Krylov(self._product, delta.to(self._weight.dtype).expand(shape).flatten(1))
+        return Krylov(self._hessian_products, delta.to(self._weight.dtype).expand(shape).flatten(1))
 
     def hutchinson(self, probes: int, generator: torch.Generator) -> torch.Tensor:
         """Return Σ_examples zᵀ H_i z for Gaussian z, (probes,) float64, with mean Σ Tr H_i."""
@@ -169,13 +169,13 @@ class WeightProducts:
         for _ in range(probes):
             probe = torch.randn(self._weight.shape, generator=generator, dtype=torch.float64)
             each = probe.to(self._weight).flatten().expand(len(self._slopes), -1)
-            found.append((each * self._product(each)).double().sum().cpu())
+            found.append((each * self._hessian_products(each)).double().sum().cpu())
         return torch.stack(found)
 
-    def _product(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([self._one(s, v) for s, v in zip(self._slopes, x, strict=True)])
+    def _hessian_products(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self._hessian_product(s, v) for s, v in zip(self._slopes, x, strict=True)])
 
-    def _one(self, slope: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    def _hessian_product(self, slope: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
         if not slope.requires_grad:
             return torch.zeros_like(vector)
         seed = vector.view_as(self._weight)
@@ -254,6 +254,7 @@ def _gradients(
 def _weight_space(
     curvature: Callable[[torch.Tensor], torch.Tensor], layer: CapturedLayer, delta: torch.Tensor
 ) -> Krylov:
+    """Start Lanczos on the layer's weights, v = delta."""
     shape = (layer.examples, *layer.weight.shape)
 
     def product(x: torch.Tensor) -> torch.Tensor:

@@ -103,7 +103,8 @@ class CapturedLayer:
         """View a raw input or output (or gradient of one) as (B, ...)."""
         return as_examples(raw, self.layout, self.examples)
 
-    def _raw(self, first: torch.Tensor) -> torch.Tensor:
+    def _in_raw_layout(self, first: torch.Tensor) -> torch.Tensor:
+        """Undo `examples_first`."""
         if self.layout == "second":
             return first.transpose(0, 1)
         if self.layout == "rows":
@@ -123,12 +124,14 @@ class CapturedLayer:
             weight = delta.to(tokens.dtype)
             out = torch.bmm(tokens, weight if self.transposed else weight.transpose(1, 2))
             first = self.examples_first(self.input)
-            return self._raw(out.reshape(*first.shape[:-1], out.shape[-1]))
+            return self._in_raw_layout(out.reshape(*first.shape[:-1], out.shape[-1]))
 
         def one(a: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
             return self.call(a.unsqueeze(0), d).squeeze(0) if self.layout == "first" else self.call(a, d)
 
-        return self._raw(torch.func.vmap(one)(self.examples_first(self.input), delta.to(self.input.dtype)))
+        return self._in_raw_layout(
+            torch.func.vmap(one)(self.examples_first(self.input), delta.to(self.input.dtype))
+        )
 
     def is_depthwise(self) -> bool:
         """Tell whether it is a convolution with one input and one output channel a group, batch first."""
@@ -140,7 +143,7 @@ class CapturedLayer:
         """Convolve each channel with its gradient: without patches, which take most of the time."""
         spatial = self.weight.ndim - 2
         kernel, options = self.weight.shape[2:], self.options
-        dilation = _tuple(options["dilation"], spatial)
+        dilation = _for_each_axis(options["dilation"], spatial)
         channels = self.examples * self.weight.shape[0]
 
         def inputs() -> torch.Tensor:
@@ -148,10 +151,10 @@ class CapturedLayer:
             return padded.reshape(1, channels, *padded.shape[2:])
 
         found = (torch.conv1d, torch.conv2d, torch.conv3d)[spatial - 1](
-            self._once("padded", inputs),
+            self._computed_once("padded", inputs),
             gradient.reshape(channels, 1, *gradient.shape[2:]),
             stride=dilation,
-            dilation=_tuple(options["stride"], spatial),
+            dilation=_for_each_axis(options["stride"], spatial),
             groups=channels,
         )
         # With a stride, rows and columns that no patch reached may be left over.
@@ -184,19 +187,19 @@ class CapturedLayer:
 
     def tokens(self) -> torch.Tensor:
         """Return what the weight multiplies (patches of a convolution), (B, G, T, I), I inputs a group."""
-        return self._once("tokens", self._unfolded)
+        return self._computed_once("tokens", self._input_tokens)
 
     def gram(self) -> torch.Tensor:
         """Return the tokens' Gram matrices A Aᵀ, (B, G, T, T)."""
-        return self._once("gram", lambda: self.tokens() @ self.tokens().transpose(2, 3))
+        return self._computed_once("gram", lambda: self.tokens() @ self.tokens().transpose(2, 3))
 
-    def _once(self, key: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def _computed_once(self, key: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         found = self._kept[key] if key in self._kept else compute()
         if self.keeps_tokens:
             self._kept[key] = found
         return found
 
-    def _unfolded(self) -> torch.Tensor:
+    def _input_tokens(self) -> torch.Tensor:
         if self.kind == "linear":
             first = self.examples_first(self.input)
             return first.reshape(self.examples, 1, -1, first.shape[-1])
@@ -224,11 +227,11 @@ class CapturedLayer:
         """Invert `output_tokens`: (B, G, T, O/G) -> the raw output's shape."""
         first = self.examples_first(torch.empty(self.shape, device="meta"))
         if self.kind == "linear":
-            return self._raw(tokens.reshape(first.shape))
+            return self._in_raw_layout(tokens.reshape(first.shape))
         # If several rows of the raw tensor are one example, `output_tokens` joined them to T.
         many = first.ndim > self.weight.ndim
         split = tokens.unflatten(2, (first.shape[1] if many else 1, -1))  # (B, G, M, T, O/G)
-        return self._raw(split.permute(0, 2, 1, 4, 3).reshape(first.shape))
+        return self._in_raw_layout(split.permute(0, 2, 1, 4, 3).reshape(first.shape))
 
     def prefers_gram(self) -> bool:
         """Tell whether ‖Σ_t g_t a_tᵀ‖² is cheaper through the token Gram than by forming the gradient."""
@@ -266,7 +269,10 @@ def _is_channels_last(tensor: torch.Tensor) -> bool:
 def _patches(inputs: torch.Tensor, kernel: torch.Size, options: dict[str, Any]) -> torch.Tensor:
     """Unfold a convolution's input (N, C, *spatial) into (N, G, T, C/G·Πkernel), in the weight's order."""
     spatial = len(kernel)
-    stride, dilation = _tuple(options["stride"], spatial), _tuple(options["dilation"], spatial)
+    stride, dilation = (
+        _for_each_axis(options["stride"], spatial),
+        _for_each_axis(options["dilation"], spatial),
+    )
     padded = F.pad(inputs, _pads(options["padding"], kernel, dilation))
     for axis in range(spatial):
         reach = (kernel[axis] - 1) * dilation[axis] + 1
@@ -279,7 +285,7 @@ def _patches(inputs: torch.Tensor, kernel: torch.Size, options: dict[str, Any]) 
     return patches
 
 
-def _tuple(value: Any, size: int) -> tuple[int, ...]:
+def _for_each_axis(value: Any, size: int) -> tuple[int, ...]:
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * size if len(values) == 1 else values
 
@@ -294,5 +300,5 @@ def _pads(padding: Any, kernel: torch.Size, dilation: tuple[int, ...]) -> list[i
             total = dilation[axis] * (kernel[axis] - 1)
             pads += [total // 2, total - total // 2]
         else:
-            pads += [_tuple(padding, len(kernel))[axis]] * 2
+            pads += [_for_each_axis(padding, len(kernel))[axis]] * 2
     return pads

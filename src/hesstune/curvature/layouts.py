@@ -111,11 +111,12 @@ def _growing(small: torch.Size, large: torch.Size) -> list[Layout]:
     return [
         layout
         for layout in layout_candidates(small, _EXAMPLES)
-        if layout in after and _part(small, layout, _EXAMPLES) == _part(large, layout, _EXAMPLES + 1)
+        if layout in after
+        and _shape_of_example(small, layout, _EXAMPLES) == _shape_of_example(large, layout, _EXAMPLES + 1)
     ]
 
 
-def _part(shape: torch.Size, layout: Layout, examples: int) -> torch.Size:
+def _shape_of_example(shape: torch.Size, layout: Layout, examples: int) -> torch.Size:
     return as_examples(torch.empty(shape, device="meta"), layout, examples).shape[1:]
 
 
@@ -139,7 +140,7 @@ def _exclude_by_gradients(
         for name, gradient in zip(layers, gradients, strict=True):
             if gradient is not None:
                 depends = gradient != 0
-                candidates[name] = [c for c in candidates[name] if _only_in(depends, c, row)]
+                candidates[name] = [c for c in candidates[name] if _only_example_moved(depends, c, row)]
 
 
 def _exclude_by_changes(
@@ -158,10 +159,10 @@ def _exclude_by_changes(
             if name not in after or after[name].input.shape != old.shape:
                 continue
             moved = (after[name].input - old).abs() > _SAME_INPUT * old.abs().max()
-            candidates[name] = [c for c in candidates[name] if _only_in(moved, c, row)]
+            candidates[name] = [c for c in candidates[name] if _only_example_moved(moved, c, row)]
 
 
-def _only_in(found: torch.Tensor, layout: Layout, row: int) -> bool:
+def _only_example_moved(found: torch.Tensor, layout: Layout, row: int) -> bool:
     parts = as_examples(found, layout, _EXAMPLES)
     others = torch.arange(_EXAMPLES, device=parts.device) != row
     return not bool(parts[others].any())
@@ -179,6 +180,8 @@ def calls_depend_on_values(model: nn.Module, inputs: Inputs) -> bool:
 
 
 class _DirectReads(TorchFunctionMode):
+    """Finds functions that read values of a tensor."""
+
     found = False
 
     def __torch_function__(
@@ -189,6 +192,8 @@ class _DirectReads(TorchFunctionMode):
 
 
 class _Operators(TorchDispatchMode):
+    """Finds operators that read values, or move rows of activations by values."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
@@ -197,10 +202,10 @@ class _Operators(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        self.found = self.found or self._depends(func, args)
+        self.found = self.found or self._reads_values(func, args)
         return func(*args, **(kwargs or {}))
 
-    def _depends(self, func: Any, args: Sequence[Any]) -> bool:
+    def _reads_values(self, func: Any, args: Sequence[Any]) -> bool:
         space, name = func.name().split(".")[0].split("::")
         if space not in ("aten", "prims") or name in _READ_BY:
             return True

@@ -207,10 +207,10 @@ class MemoryForecast:
     @property
     def least(self) -> int:
         """The largest memory at a time if each example is measured alone."""
-        return self.differences + self.inputs + self._own
+        return self.differences + self.inputs + self._peak_of_one
 
     @property
-    def _own(self) -> int:
+    def _peak_of_one(self) -> int:
         return max(self.example, self.lanczos)
 
     def within(
@@ -236,10 +236,14 @@ class MemoryForecast:
             raise MeasureError(
                 f"measuring one example at a time takes {needed} MiB beside the network and its reference "
                 f"(differences of the layers {_mib(self.differences)}, inputs {_mib(self.inputs)}, one "
-                f"example {_mib(self._own)}), and {given}; {way}, or measure some of the layers (layers=, "
-                "--layers), or fewer examples if the inputs take most of it"
+                f"example {_mib(self._peak_of_one)}), and {given}; {way}, or measure some of the layers "
+                "(layers=, --layers), or fewer examples if the inputs take most of it"
             )
-        room = max(_EXAMPLES_BYTES, self._own) if budget is None else budget - self.differences - self.inputs
+        room = (
+            max(_EXAMPLES_BYTES, self._peak_of_one)
+            if budget is None
+            else budget - self.differences - self.inputs
+        )
         most = math.inf if examples is None else max(1, examples)
         at_once = int(min(most, max(1, room // max(1, self.example))))
         sharing = int(min(most, self.sharing, max(1, room // max(1, self.lanczos))))

@@ -167,7 +167,7 @@ def make_measure_plan(
         again.require(exact)
         plans |= _confirmed(plans, exact, again, structure.unsure, seed)
     layers = [_as_asked(plans[name], method, objective) for name in names]
-    memory = _memory(probe, captured, kept, layers, parameters)
+    memory = _memory_of_example(probe, captured, kept, layers, parameters)
     cuts = ignores_padding(model, inputs)
     return MeasurePlan(
         layers, layouts, captured.overwritten, memory, cuts, depends_on_values, logits.shape[1]
@@ -189,11 +189,11 @@ def moved_to_weight_space(
     kept = KeptBytes(model)
     with kept:
         captured = capture(model, few, [entry.name for entry in layers], plan.layouts, copied=plan.copied)
-    memory = _memory(few, captured, kept, layers, named_parameters(model)).at_least(plan.memory)
+    memory = _memory_of_example(few, captured, kept, layers, named_parameters(model)).at_least(plan.memory)
     return replace(plan, layers=layers, memory=memory)
 
 
-def _memory(
+def _memory_of_example(
     probe: Inputs,
     captured: Capture,
     kept: KeptBytes,
@@ -228,6 +228,7 @@ def _plan_layer(
 
 
 def _as_asked(plan: LayerPlan, method: str, objective: Objective) -> LayerPlan:
+    """Return the plan of a layer under the method that the user asked for."""
     if method == "gauss_newton":
         if plan.method == "unused":
             return plan

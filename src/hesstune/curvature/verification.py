@@ -70,7 +70,7 @@ def refuse_bad_logits(model: nn.Module, probe: Inputs, logits: torch.Tensor, row
             if changed is not None:
                 keep = torch.arange(len(logits), device=logits.device) != row
                 if not _close(logits_of(model, changed)[keep], logits[keep], tolerance):
-                    raise _influence("in the logits")
+                    raise _influence_error("in the logits")
 
 
 def refuse_mixed_examples(
@@ -102,10 +102,10 @@ def refuse_other_alone(model: nn.Module, probe: Inputs, logits: torch.Tensor, wh
 def refuse_other_logits(found: torch.Tensor, logits: torch.Tensor, where: str) -> None:
     """Refuse a network with other logits, (B, K), in batches of other sizes."""
     if not _close(found, logits, _SAME_IN_OTHER_BATCH * float(logits.abs().max())):
-        raise _influence(where)
+        raise _influence_error(where)
 
 
-def _influence(where: str) -> MeasureError:
+def _influence_error(where: str) -> MeasureError:
     return MeasureError(
         f"the examples of a batch influence each other ({where}: changing or leaving out one changed "
         "another); a per-example Hessian needs a network that treats examples separately in eval mode"
@@ -288,6 +288,7 @@ def probe_errors(
 def _group_errors(
     captured: Capture, layers: Sequence[CapturedLayer], probed: set[str], generator: torch.Generator
 ) -> tuple[dict[str, float], dict[str, float]]:
+    """Return {layer: relative error} of slopes and of curvatures along random directions."""
     directions = {
         layer.name: torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64).to(layer.weight)
         for layer in layers
@@ -302,7 +303,7 @@ def _group_errors(
     for layer, output in zip(layers, outputs, strict=True):
         parts = layer.inner(output, layer.apply(directions[layer.name]).detach())
         slope = (gradients[layer.name] * directions[layer.name]).sum()
-        slopes[layer.name] = _relative(slope, parts.sum(), parts.abs().sum())
+        slopes[layer.name] = _relative_error(slope, parts.sum(), parts.abs().sum())
     some = [layer for layer in layers if layer.name in probed]
     if not some:
         return slopes, curvatures
@@ -311,10 +312,10 @@ def _group_errors(
         direction = directions[layer.name]
         slope = (gradients[layer.name] * direction).sum()
         product = torch.autograd.grad(slope, layer.weight, retain_graph=True, materialize_grads=True)[0]
-        curvatures[layer.name] = _relative((product * direction).sum(), form, form)
+        curvatures[layer.name] = _relative_error((product * direction).sum(), form, form)
     return slopes, curvatures
 
 
-def _relative(measured: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> float:
+def _relative_error(measured: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> float:
     found, wanted, largest = (float(value.detach()) for value in (measured, expected, scale))
     return abs(found - wanted) / max(largest, abs(found), 1e-300)

@@ -179,6 +179,7 @@ class Listing:
     unlabelled: list[str] = field(default_factory=list)
     # If labels are not required, each example's label as written, "" if missing
     given: list[str] | None = None
+    column_names: list[str] = field(default_factory=list)  # of a table
     notes: list[str] = field(default_factory=list)  # what was left out, changed or guessed, in sentences
     # {index: reason} of images in `array` that could not be decoded
     bad: dict[int, str] = field(default_factory=dict)

@@ -94,14 +94,16 @@ class Changes:
             if name == TURNED:
                 found.append(f"{many} turned upright, as their EXIF orientation says")
             elif name == LAID:
-                found.append(f"{many} have transparent pixels: laid on {_shown(background)} (--background)")
+                found.append(
+                    f"{many} have transparent pixels: laid on {_colour_name(background)} (--background)"
+                )
             else:
                 top = "" if name == OWN_RANGE else f" (their largest value: {self.largest[name]:g})"
                 found.append(f"{many} of more than 8 bits or of floats, scaled to 8 bits from {name}{top}")
         return found
 
 
-def _shown(background: Colour) -> str:
+def _colour_name(background: Colour) -> str:
     return "white" if background == WHITE else f"the colour {background}"
 
 
@@ -471,7 +473,7 @@ def pixels_of_array(array: NDArray[Any], size: Size, what: str, background: Colo
         for at, image in enumerate(rgba):
             array[at] = np.asarray(to_rgb(Image.fromarray(image, "RGBA"), background)[0])
         notes.append(
-            f"images of four channels, the last taken for opacity, are laid on {_shown(background)} "
+            f"images of four channels, the last taken for opacity, are laid on {_colour_name(background)} "
             "(--background)"
         )
     scaled = torch.from_numpy(array.astype(np.float32) * factor).permute(0, 3, 1, 2)

@@ -288,12 +288,16 @@ def _integer_labels(
     return keys, notes
 
 
-def alike(classes: Sequence[str]) -> list[str]:
-    """Return a note on classes whose names differ only by case, spaces or the form of letters, or none."""
+def alike(classes: Sequence[str], one: str | None = None) -> list[str]:
+    """Return a note on classes whose names differ only by case, spaces or the form of letters, or none.
+
+    With `one` the note is on the classes whose names are like that of this class.
+    """
     groups = defaultdict(list)
     for name in classes:
         groups[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
-    same = [" and ".join(repr(cut(n, 40)) for n in names) for names in groups.values() if len(names) > 1]
+    pairs = [names for names in groups.values() if len(names) > 1 and (one is None or one in names)]
+    same = [" and ".join(repr(cut(n, 40)) for n in names) for names in pairs]
     said = "names that differ by upper and lower case or spaces only are different classes; correct slips"
     return [f"{said}: {'; '.join(same[:4])}"] if same else []
 

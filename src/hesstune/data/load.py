@@ -250,7 +250,7 @@ def _check_counts(labels: NDArray[np.int64], classes: list[str], parts: list[str
     few = int(counts.argmin())
     if counts[few] < FEWEST_A_CLASS:
         held = "no example" if counts[few] == 0 else "one example"
-        hint = "".join(f"; {note}" for note in alike(classes))
+        hint = "".join(f"; {note}" for note in alike(classes, classes[few]))
         raise DataError(
             f"class '{cut(classes[few])}' has {held}; at least {FEWEST_A_CLASS} are needed to train and test "
             f"on it: add some, or take it out{hint}"

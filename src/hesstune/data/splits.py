@@ -181,6 +181,7 @@ class _Draw:
         return np.asarray(home[at], dtype=np.int64)
 
     def _stretch(self, rows: Rows, i: int, k: int) -> tuple[Rows, Rows]:
+        """Return what lies before stretch i + 1 of k + 1 stretches of time, and that stretch."""
         order, times = self._by_time(rows)
         moments = np.unique(times)
         if len(moments) < k + 1:

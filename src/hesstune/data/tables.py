@@ -82,7 +82,7 @@ def listing_of(
     if labelled and "label" not in table and not annotators:
         raise DataError(
             f"{table.name} needs a column 'label', or votes in columns vote_…; got the columns "
-            f"{listed(whole.columns)}; name another label column by --label-column"
+            f"{listed(whole.columns) or 'none'}; name another label column by --label-column"
         )
     _refuse_nested(table)
     made = examples_of(table, labelled, ids)

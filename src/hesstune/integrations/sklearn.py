@@ -142,7 +142,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
             options["val_fraction"] = 0.2 if self._uses_validation(options | {"val_fraction": 0.0}) else 0.0
         config = self._resolved(options)
         # Labels are integers here; messages and the run use the names of the classes in y.
-        found = listing((X, labels), size_of(config), how=reading_of(config))
+        found = listing((X, labels), size_of(config), how=reading_of(config, config.seed))
         if found.vectors is not None:
             raise DataError(
                 "X must be texts or images, such as (N, H, W); it is a table of numbers, (N, D): for feature "
@@ -207,7 +207,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         if self._network is None:
             weights = safetensors.torch.load(self._files[MODEL])
             self._network = network_of(config, facts, weights, "the classifier", self._given_model())
-        return predict_with(self._network, config, facts.classes, (X, None)).probabilities
+        return predict_with(self._network, config, config.seed, facts.classes, (X, None)).probabilities
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable class of each example."""

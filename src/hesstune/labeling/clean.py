@@ -400,12 +400,11 @@ def clean(
         target = target_of_listing(listing(data, size, labelled=False, how=how_read(asked)))
     what = asked.data if named else "data"
     if target.true is None:
-        among, named_by = "", ""
-        if target.table is not None:
-            among = f" among its columns {listed(target.table.columns)}"
-        if target.table is not None or target.vectors is not None:
+        shown, named_by = "", ""
+        if target.column_names:
+            shown = f" among its columns {listed(target.column_names)}"
             named_by = "name their column by --label-column, or "
-        raise DataError(f"'{what}' has no labels{among}; {named_by}make some with hesstune label")
+        raise DataError(f"'{what}' has no labels{shown}; {named_by}make some with hesstune label")
     if not target.has_inputs:
         raise DataError(
             f"'{what}' has neither images nor texts; a file of feature vectors is data features:FILE"

@@ -252,7 +252,7 @@ def write_label_studio(
     place = {name: n for n, name in enumerate(target.ids)}
     root = _common_folder(target, [place[own.id] for own in suspects])
     tasks = [
-        {"data": _task_data(own, target, place[own.id], root), "predictions": [_prediction(own)]}
+        {"data": _studio_data(own, target, place[own.id], root), "predictions": [_studio_prediction(own)]}
         for own in suspects
     ]
     made_folder(path.parent)
@@ -281,7 +281,7 @@ def _common_folder(target: Target, rows: Sequence[int]) -> Path | None:
     return Path(os.path.commonpath([target.paths[n].absolute().parent for n in rows]))
 
 
-def _task_data(own: Suspect, target: Target, n: int, root: Path | None) -> dict[str, Any]:
+def _studio_data(own: Suspect, target: Target, n: int, root: Path | None) -> dict[str, Any]:
     data: dict[str, Any] = {
         EXAMPLE_ID: own.id,
         GIVEN_LABEL: own.given,
@@ -297,7 +297,7 @@ def _task_data(own: Suspect, target: Target, n: int, root: Path | None) -> dict[
     return data
 
 
-def _prediction(own: Suspect) -> dict[str, Any]:
+def _studio_prediction(own: Suspect) -> dict[str, Any]:
     score = round(own.p_suggested, 6)
     result = {
         "id": "suggested",

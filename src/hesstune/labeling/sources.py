@@ -66,6 +66,7 @@ class Target:
     checked: dict[str, str] = field(default_factory=dict)
     # The rows of a data frame, as labeling functions get them, or None
     records: list[dict[str, Any]] | None = None
+    column_names: list[str] = field(default_factory=list)  # of a table
     vectors: Vectors | None = None  # feature vectors, or None
     images: DecodedImages | None = None  # decoded images that are in no files, or None
 
@@ -163,6 +164,7 @@ def target_of_listing(found: Listing) -> Target:
         found.texts,
         notes=tuple(found.notes),
         sources=found.label_sources,
+        column_names=found.column_names,
         vectors=found.vectors,
         images=images,
     )
@@ -193,7 +195,17 @@ def target_of(table: CsvTable, known: Sequence[str] = TRUTHS, several: str = "re
         said = f"{changed} labels of {table.name} are not as given: hesstune clean rewrote them"
         notes = (*notes, said) if changed else notes
     sources = label_sources(table, column) if column in ("label", GIVEN_LABEL) else None
-    return Target(found.ids, true, found.parts, found.paths, found.texts, table, notes, sources)
+    return Target(
+        found.ids,
+        true,
+        found.parts,
+        found.paths,
+        found.texts,
+        table,
+        notes,
+        sources,
+        column_names=list(table.columns),
+    )
 
 
 @dataclass(frozen=True)

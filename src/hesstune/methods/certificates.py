@@ -62,7 +62,7 @@ class Certified(Method):
         # Logits of a linear head have a known distribution: its noise is drawn there, for each example.
         self.linear = linear_head(setup) if self.head else None
         self.log_scale = torch.zeros(2, requires_grad=True)  # of the head, and of the rest
-        self._body_log(math.log(self.options["body_noise"]))
+        self._set_body_scale(math.log(self.options["body_noise"]))
         self.recent, self.most = 0.5, 1e9
 
     @classmethod
@@ -72,7 +72,7 @@ class Certified(Method):
         return {"optimizer": "sgd", "momentum": 0.9, **steps}
 
     @torch.no_grad()
-    def _body_log(self, value: float) -> None:
+    def _set_body_scale(self, value: float) -> None:
         self.log_scale[1] = value
 
     def _deviation(self, name: str) -> float:
@@ -85,7 +85,7 @@ class Certified(Method):
             return
         device = self.linear.weight.device
         features = training_features(self.setup, self.linear, predict).to(device)
-        weight, bias = (self._own(part) for part in ("weight", "bias"))
+        weight, bias = (self._head_parameter(part) for part in ("weight", "bias"))
         with torch.no_grad():
             found = learn_head(
                 features,
@@ -102,7 +102,7 @@ class Certified(Method):
                 self.linear.bias.add_(found.bias)
             self.log_scale[0], self.most = found.log_scale, found.most
 
-    def _own(self, part: str) -> str:
+    def _head_parameter(self, part: str) -> str:
         return f"{self.setup.head}.{part}" if self.setup.head else part
 
     # -- a batch -----------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class Certified(Method):
         if self.linear is None:
             yield
             return
-        weight, bias = (self.base.get(self._own(p), 0.0) for p in ("weight", "bias"))
+        weight, bias = (self.base.get(self._head_parameter(p), 0.0) for p in ("weight", "bias"))
 
         def disturb(_: nn.Module, args: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
             # In float32 at least: a square may exceed float16, and each type draws other random numbers.
@@ -264,10 +264,10 @@ class PickToLearn(Method):
             self.picks = picks
             if len(picks.kept) >= most and most < len(self.picker.labels):
                 break
-        self._write(self.picks)
+        self._set_head_weight(self.picks)
 
     @torch.no_grad()
-    def _write(self, picks: Picks) -> None:
+    def _set_head_weight(self, picks: Picks) -> None:
         self.head.weight.copy_((self.first + picks.weight.to(self.first)).to(self.head.weight))
 
     # -- the loop ----------------------------------------------------------------------------
@@ -287,7 +287,7 @@ class PickToLearn(Method):
             self._pick(len(self.picker.labels))
         if self.picks is None or not self.picks.done:
             raise RunError("Pick-to-Learn was stopped before its end; start over with --overwrite")
-        self._write(self.picks)
+        self._set_head_weight(self.picks)
 
     def picked(self) -> list[int]:
         return [] if self.picks is None else list(self.picks.kept)

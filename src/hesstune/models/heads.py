@@ -102,7 +102,8 @@ def check_heads(model: nn.Module, heads: Sequence[str], k: int) -> None:
         head = modules[name]
         if output_size(head) != k:
             raise ModelError(
-                f"the module '{name}' named as the classifier is {_shown(head)}, not a layer with {k} outputs"
+                f"the module '{name}' named as the classifier is {_described(head)}, not a layer with {k} "
+                "outputs"
             )
         own = dict(head.named_parameters(recurse=False))
         ids = {id(p) for p in own.values()}
@@ -123,7 +124,7 @@ def check_heads(model: nn.Module, heads: Sequence[str], k: int) -> None:
             )
 
 
-def _shown(module: nn.Module) -> str:
+def _described(module: nn.Module) -> str:
     size = output_size(module)
     return f"a {type(module).__name__}" + ("" if size is None else f" with {size} outputs")
 
@@ -158,7 +159,7 @@ def new_layer(old: nn.Module, k: int) -> nn.Module:
         shape = (old.kernel_size, old.stride, old.padding, old.dilation)
         made: nn.Module = kind(old.in_channels, k, *shape, bias=bias)
         return made
-    raise ModelError(f"the classifier is {_shown(old)}, which cannot be given {k} outputs")
+    raise ModelError(f"the classifier is {_described(old)}, which cannot be given {k} outputs")
 
 
 @contextmanager

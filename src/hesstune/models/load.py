@@ -137,10 +137,10 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"{path} cannot be read as weights: {one_line(error)}") from error
     if not isinstance(state, dict):
         raise ModelError(f"{path} is not a state dict of tensors")
-    if _is_state(state):
+    if _is_state_dict(state):
         return state
     for name in _HELD_AS:
-        if _is_state(state.get(name)):
+        if _is_state_dict(state.get(name)):
             return dict(state[name])
     raise ModelError(
         f"{path} is not a state dict of tensors, and holds none as {listed(_HELD_AS)}; it holds "
@@ -148,7 +148,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     )
 
 
-def _is_state(value: Any) -> bool:
+def _is_state_dict(value: Any) -> bool:
     if not isinstance(value, Mapping) or not value:
         return False
     return all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
@@ -338,7 +338,7 @@ def load_model(  # noqa: PLR0913
         notes.append(f"the logits come from {len(heads)} classifiers, which are the head: {listed(heads, 4)}")
     if not (mean and std):
         notes += _notes_of(rule)
-    mean, std = _three(mean or rule.mean, "mean"), _three(std or rule.std, "std")
+    mean, std = _three_channels(mean or rule.mean, "mean"), _three_channels(std or rule.std, "std")
     made = LoadedModel(model, heads[0], mean, std, tokenizer, tuple(notes), heads[1:], stored, seen)
     return replace(made, bgr=rule.bgr)
 
@@ -389,7 +389,7 @@ def _load_named(
             raise ModelError(f"py:{argument} returned {type(made).__name__}; it must return {needed}")
         return made, IMAGENET, None
     if kind == LINEAR:
-        return LinearOnFeatures(_width(argument), k), UNCHANGED, None
+        return LinearOnFeatures(_feature_width(argument), k), UNCHANGED, None
     if not text:
         return (*load_vision_model(kind, argument, k, pretrained, heads, image_size), None)
     if kind not in ("minilm", "hf"):
@@ -398,7 +398,7 @@ def _load_named(
     return model, UNCHANGED, tokenizer
 
 
-def _width(argument: str) -> int:
+def _feature_width(argument: str) -> int:
     width = parse_integer(argument)
     if width is None or not 0 < width <= MOST_FEATURES:
         raise ModelError(f"model 'linear:{argument}' must be written linear:D, D from 1 to {MOST_FEATURES}")
@@ -437,7 +437,7 @@ def _copied(given: ModelObject, text: bool) -> tuple[nn.Module, ImageRule, Any]:
     return module, rule, None
 
 
-def _three(values: tuple[float, ...], name: str) -> tuple[float, float, float]:
+def _three_channels(values: tuple[float, ...], name: str) -> tuple[float, float, float]:
     if len(values) == 1:
         values = values * 3
     if len(values) != 3 or (name == "std" and min(values) <= 0):
@@ -526,7 +526,7 @@ def export_model(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> st
     """
     model: Any = loaded.model
     if not hasattr(model, "save_pretrained"):
-        return _plain(loaded, folder, facts)
+        return _save_plain(loaded, folder, facts)
     classes = facts["classes"]
     model.config.id2label = dict(enumerate(classes))
     model.config.label2id = {name: i for i, name in enumerate(classes)}
@@ -579,7 +579,7 @@ def _processor(loaded: LoadedModel, size: int, resize: str | None) -> dict[str, 
     }
 
 
-def _plain(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
+def _save_plain(loaded: LoadedModel, folder: Path, facts: dict[str, Any]) -> str:
     tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
     save_tensors(folder / "model.safetensors", tensors, loaded.seen.metadata())
     config = {

@@ -110,7 +110,7 @@ def _of_processor(name: str) -> ImageRule:
                 made = processor(image, return_tensors="np")["pixel_values"][0]
                 return np.asarray(made, dtype=np.float64)
 
-            mean, std, bgr = _values(prepare, kind, _declared(processor))
+            mean, std, bgr = _values(prepare, kind, _declared_numbers(processor))
         except Exception as error:  # the file, the library and remote code each raise their own kinds
             problem = (
                 f"the image processor of hf:{name} cannot be followed ({one_line(error)}); give --mean, "
@@ -127,7 +127,7 @@ def _of_processor(name: str) -> ImageRule:
     return ImageRule(mean, std, bgr, resize, tuple(notes))
 
 
-def _declared(processor: Any) -> list[float]:
+def _declared_numbers(processor: Any) -> list[float]:
     found = [0.0, 0.5, 1.0, 1 / 255]
     for name in ("image_mean", "image_std"):
         value = getattr(processor, name, None)

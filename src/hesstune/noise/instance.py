@@ -71,6 +71,7 @@ def instance_transitions(
 
 
 def _flip_rates(rate: float, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw a flip rate in [0, 1] for each of n examples, with the mean `rate`."""
     from scipy.optimize import brentq
     from scipy.stats import truncnorm
 

@@ -423,9 +423,9 @@ class NoiseMatrix:
         if not isinstance(record, dict):
             return cls(record)
         found, own = cls(record.get("matrix", ()), _origin_of(record)), record.get("classes")
-        return found if own is None or classes is None else found._ordered(own, classes, path)
+        return found if own is None or classes is None else found._in_order_of(own, classes, path)
 
-    def _ordered(self, own: Sequence[str], classes: Sequence[str], path: str | Path) -> NoiseMatrix:
+    def _in_order_of(self, own: Sequence[str], classes: Sequence[str], path: str | Path) -> NoiseMatrix:
         if len(own) != self.k or set(own) != set(classes):
             raise NoiseMatrixError(
                 f"the noise matrix in {path} is for the classes {listed(own)}, but the data has "

@@ -101,11 +101,11 @@ def blocks_of(rows: LayerShares) -> list[Block]:
     inside: dict[str, list[tuple[LayerMeasure, float | None]]] = {}
     for layer, share in rows:
         inside.setdefault(names[layer.name], []).append((layer, share))
-    blocks = [_block(name, own) for name, own in inside.items()]
+    blocks = [_merged_block(name, own) for name, own in inside.items()]
     return sorted(blocks, key=lambda block: -(block.share or 0.0))
 
 
-def _block(name: str, rows: LayerShares) -> Block:
+def _merged_block(name: str, rows: LayerShares) -> Block:
     moved = [layer.distance or 0.0 for layer, _ in rows]
     shares = [share for _, share in rows if share is not None]
     layers = [layer.name for layer, _ in rows]
@@ -124,7 +124,7 @@ def carriers(rows: LayerShares, method: str | None = None) -> str:
     measured, or no layer moved.
     """
     large = is_large(rows)
-    parts = blocks_of(rows) if large else [_block(row[0].name, [row]) for row in rows]
+    parts = blocks_of(rows) if large else [_merged_block(row[0].name, [row]) for row in rows]
     if not parts or not parts[0].share:
         return ""
     first, total = [], 0.0
@@ -172,14 +172,14 @@ def _share_error(rows: LayerShares, names: set[str], share: float) -> str:
 
 def layer_columns(records: Records) -> tuple[str, ...]:
     """Return the titles of the columns of `layer_table`."""
-    form = _form(records)
+    form = _form_names(records)
     return (
         "layer", "share of the measure", "distance", "radius", "at its radius", f"mean {form.trace}",
         f"max {form.form}", f"mean {form.form}", "standard error", "how",
     )  # fmt: skip
 
 
-def _form(records: Records) -> FormNames:
+def _form_names(records: Records) -> FormNames:
     return records.measure.form if records.measure else FORMS["positive_form"]
 
 
@@ -292,7 +292,7 @@ def distribution(records: Records) -> Plot | None:
     spread = f"{largest / median:.3g} times the median" if median > 0 else "while the median is 0"
     few = not median > 0 or largest > 20 * median
     said = "a few examples set the maximum." if few else "it is no outlier."
-    form = _form(records).form
+    form = _form_names(records).form
     title = f"{form} over the examples"
     plot = chart(
         "distribution",
@@ -321,7 +321,7 @@ def spectrum(records: Records) -> Plot | None:
         words += f", {found.mean[0] / (sum(found.mean) or 1.0):.0%} of the sum of the first {len(found.mean)}"
     if without := len(layers) - len(known):
         words += f". No eigenvalues of {counted(without, 'layer')}: they are computed by the exact path only"
-    title = f"Largest eigenvalues of {_form(records).matrix}, mean over the examples"
+    title = f"Largest eigenvalues of {_form_names(records).matrix}, mean over the examples"
     plot = chart(
         "spectrum",
         [

@@ -56,7 +56,7 @@ def provenance(records: Records) -> str:
         ).strip()
     if matrix:
         checked = contradiction or "No test has contradicted it."
-        if _check(records) is None:
+        if _matrix_check(records) is None:
             checked = "It has not been tested."
         return (
             f"The label noise is assumed: the loss used a given noise matrix, {noise.loss_matrix}. {checked}"
@@ -64,14 +64,14 @@ def provenance(records: Records) -> str:
     return "The loss assumed labels without noise."
 
 
-def _check(records: Records) -> MatrixCheck | None:
+def _matrix_check(records: Records) -> MatrixCheck | None:
     kept = records.label_issues_record
     return None if kept is None else kept.matrix_check
 
 
 def _contradiction(records: Records) -> str:
     """Return how the labels contradict the given noise matrix; empty if they do not."""
-    check = _check(records)
+    check = _matrix_check(records)
     if check is None or check.contradiction is None:
         return ""
     implied = check.least if check.contradiction == "too much noise" else check.implied
@@ -211,7 +211,7 @@ def assumptions(records: Records) -> list[tuple[str, str, str, str]]:
 
 
 def _noise_here(records: Records) -> str:
-    injected, check = records.facts.noise.injected, _check(records)
+    injected, check = records.facts.noise.injected, _matrix_check(records)
     if injected and injected.startswith("instance:"):
         return "Does not hold: the noise was injected so that it depends on the example."
     if injected:

@@ -54,7 +54,7 @@ def render_run(run: Run | str | Path) -> str:
         "provenance": provenance(records),
         "c": records.certificate,
         "candidates": _candidates(records),
-        "training": _training(records),
+        "training": _training_curves(records),
         "gap_curve": _gap_curve(records),
         "matrices": _matrices(records),
         "layer_columns": layer_columns(records),
@@ -97,7 +97,7 @@ def _candidates(records: Records) -> list[tuple[object, ...]]:
     return [*rows, *((name, number(v, "+.4f"), behind) for name, v in dropped.items())] if rows else []
 
 
-def _training(records: Records) -> Plot | None:
+def _training_curves(records: Records) -> Plot | None:
     epochs = records.epochs
     if not epochs:
         return None

@@ -69,12 +69,12 @@ def _table(results: StudyResults, task: str | None) -> list[list[Cell | str | No
         return -1.0 if found is None else found.mean
 
     return [
-        [method, *(_cell(means.get((method, metric)), metric) for metric in METRICS)]
+        [method, *(_mean_cell(means.get((method, metric)), metric) for metric in METRICS)]
         for method in sorted(methods, key=accuracy, reverse=True)
     ]
 
 
-def _cell(row: Mean | None, metric: str) -> Cell | None:
+def _mean_cell(row: Mean | None, metric: str) -> Cell | None:
     if row is None:
         return None
     _, form, unit, factor = METRICS[metric]

@@ -18,6 +18,7 @@ from hesstune.runs.options import (
     NoiseOptions,
     OptimisationOptions,
     RunOptions,
+    TaskOptions,
 )
 from hesstune.runs.records import RECORD, RunRecord
 from hesstune.storage.files import one_line, read_text
@@ -39,7 +40,7 @@ DEEPEST = 64
 
 
 class FinetuneConfig(
-    RunOptions, ConstraintOptions, OptimisationOptions, NoiseOptions, ModelOptions, DataOptions
+    RunOptions, ConstraintOptions, OptimisationOptions, TaskOptions, NoiseOptions, ModelOptions, DataOptions
 ):
     """The configuration of one fine-tuning run: the options of five groups, all by plain names.
 

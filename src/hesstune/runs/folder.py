@@ -62,7 +62,7 @@ def set_aside(out: Path) -> None:
     If one was moved aside before, the unfinished run is deleted instead.
     """
     if (out / ASIDE).is_dir():
-        _drop(out)
+        _drop_run(out)
         return
     paths = [path for name in FILES if (path := out / name).exists()] + Checkpoints(out).files()
     if paths:
@@ -107,18 +107,20 @@ def _restored_on_failure(out: Path) -> Iterator[None]:
         yield
     except Exception:
         if (aside := out / ASIDE).is_dir():
-            _drop(out)
+            _drop_run(out)
             _move_back(aside, out)
         raise
 
 
 def _move_back(aside: Path, out: Path) -> None:
+    """Put a run that was set aside back into its folder."""
     for path in aside.iterdir():
         path.replace(out / path.name)
     aside.rmdir()
 
 
-def _drop(out: Path) -> None:
+def _drop_run(out: Path) -> None:
+    """Remove the files of a run; others stay."""
     for path in (out / name for name in FILES):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     Checkpoints(out).clear()

@@ -55,7 +55,7 @@ def _append(folder: Path, entry: dict[str, Any]) -> None:
 
 def certificates(folder: Path) -> list[Certificate]:
     """Return what the log holds of the certificates of a run folder, each once."""
-    found = _entries(folder, CERTIFICATE, _certificate)
+    found = _entries(folder, CERTIFICATE, _read_certificate)
     return list({json.dumps(one.facts(), sort_keys=True): one for one in found}.values())
 
 
@@ -73,7 +73,7 @@ def check_log(folder: Path, last: Certificate | None) -> None:
     )
 
 
-def _certificate(entry: dict[str, Any]) -> Certificate:
+def _read_certificate(entry: dict[str, Any]) -> Certificate:
     found = Certificate.of_facts(entry["facts"])
     found.at(found.delta)  # raises if numbers are missing or impossible
     return found
@@ -103,10 +103,10 @@ def log_sheet(folder: Path, ids: Sequence[str], asked: dict[str, Any]) -> None:
 
 def sheets(folder: Path) -> list[list[str]]:
     """Return the ids of each different sheet that was drawn for a run folder, the oldest first."""
-    return list({tuple(sorted(ids)): ids for ids in _entries(folder, SHEET, _ids)}.values())
+    return list({tuple(sorted(ids)): ids for ids in _entries(folder, SHEET, _read_ids)}.values())
 
 
-def _ids(entry: dict[str, Any]) -> list[str]:
+def _read_ids(entry: dict[str, Any]) -> list[str]:
     ids = entry["ids"]
     if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
         raise ValueError("'ids' must be a list of ids")

@@ -23,8 +23,7 @@ from hesstune.noise.instance import average, instance_rate, instance_transitions
 from hesstune.noise.matrix import NoiseMatrix, draw_classes, is_written_out
 from hesstune.options import Options
 from hesstune.resizing import Resize, Size
-from hesstune.runs.config import FinetuneConfig
-from hesstune.runs.options import ColumnOptions, ExampleOptions, ModelOptions, NoiseOptions
+from hesstune.runs.options import ColumnOptions, ExampleOptions, ModelOptions, NoiseOptions, TaskOptions
 from hesstune.runs.records import RunRecord
 
 O = TypeVar("O", bound=Options)  # noqa: E741
@@ -120,28 +119,29 @@ def network_of(
     return replace(loaded, mean=shape.mean, std=shape.std, bgr=shape.bgr)
 
 
-def clean_task(config: FinetuneConfig, data: Any = None) -> Task:
+def clean_task(options: TaskOptions, seed: int, data: Any = None) -> Task:
     """Load the examples of a run with their labels as given, votes combined.
 
     Args:
-        config: The run's.
-        data: A task, or what it is made of, in place of the configuration's data.
+        options: The run's.
+        seed: The run's.
+        data: A task, or what it is made of, in place of the data that the options name.
     """
     if isinstance(data, Task):
         return data
     return load_task(
-        config.data if data is None else data,
-        size=size_of(config),
-        seed=config.seed,
-        split=config.split,
-        fold=config.fold,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        limit=config.limit,
-        corrected_test=config.corrected_test_labels,
-        skip_bad=config.skip_bad_images,
-        cache_mib=config.cache_mib,
-        how=reading_of(config),
+        options.data if data is None else data,
+        size=size_of(options),
+        seed=seed,
+        split=options.split,
+        fold=options.fold,
+        val_fraction=options.val_fraction,
+        test_fraction=options.test_fraction,
+        limit=options.limit,
+        corrected_test=options.corrected_test_labels,
+        skip_bad=options.skip_bad_images,
+        cache_mib=options.cache_mib,
+        how=reading_of(options, seed),
     )
 
 
@@ -151,31 +151,32 @@ def size_of(data: ExampleOptions) -> Size:
     return Resize.parse(data.resize, data.image_size) if data.resize else data.image_size
 
 
-def reading_of(config: FinetuneConfig, asked: ColumnOptions | None = None) -> Reading:
+def reading_of(options: TaskOptions, seed: int, asked: ColumnOptions | None = None) -> Reading:
     """Return how a run's data is read.
 
     Args:
-        config: The run's.
+        options: The run's.
+        seed: The run's; it breaks ties between votes.
         asked: Columns of other data; those that it does not name are the run's, if they are there.
     """
-    own = {role: getattr(config, f"{role}_column") for role in ROLES}
+    own = {role: getattr(options, f"{role}_column") for role in ROLES}
     other = {role: name for role in ROLES if asked and (name := getattr(asked, f"{role}_column"))}
-    names = tuple(name.strip() for name in (config.vote_columns or "").split(",") if name.strip())
+    names = tuple(name.strip() for name in (options.vote_columns or "").split(",") if name.strip())
     return Reading(
         Columns(**own | other, needed=frozenset(other)) if asked else Columns(**own),
-        Voting(names, config.label_model, config.seed),
-        rgb_of(config.background),
-        several=(asked or config).several_labels,
+        Voting(names, options.label_model, seed),
+        rgb_of(options.background),
+        several=(asked or options).several_labels,
         # Labels of new data are only compared with.
-        confidence=None if asked else config.confidence_column,
+        confidence=None if asked else options.confidence_column,
     )
 
 
-def run_task(config: FinetuneConfig, data: Any = None) -> Task:
+def run_task(options: TaskOptions, seed: int, data: Any = None) -> Task:
     """Load the examples of a run again, with the labels it was trained on (by seed the same)."""
-    task = clean_task(config, data)
-    injected = injected_noise(task, config, config.seed)
-    return noisy(task, injected, config, config.seed, config.limit is not None)
+    task = clean_task(options, seed, data)
+    injected = injected_noise(task, options, seed)
+    return noisy(task, injected, options, seed, options.limit is not None)
 
 
 def injected_noise(task: Task, noise: NoiseOptions, seed: int) -> NoiseMatrix | None:

@@ -281,6 +281,10 @@ class NoiseOptions(Options):
         return written_out(value)
 
 
+class TaskOptions(NoiseOptions, DataOptions):
+    """What a run's examples and their labels are made from."""
+
+
 class ConstraintOptions(Options):
     """The distance constraint of every layer."""
 

@@ -250,7 +250,7 @@ class Run:
 
         config = located(self.config, self.facts)
         try:
-            found = run_task(config, self.given.data)
+            found = run_task(config, config.seed, self.given.data)
         except DataError as error:
             if self.given.data is not None or not (hint := missing_data(config.data, self.facts)):
                 raise

@@ -180,10 +180,10 @@ def start_ranks() -> None:
         distributed.init_process_group(backend)
     except (RuntimeError, ValueError) as error:
         raise RunError(f"the processes cannot reach each other: {error}") from error
-    atexit.register(_leave)
+    atexit.register(_leave_group)
 
 
-def _leave() -> None:
+def _leave_group() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
     # Gloo's threads outlive the group, and need the interpreter to release their last tensors. Without this
@@ -304,13 +304,13 @@ class SplitForward:
         with torch.random.fork_rng(enabled=net.training):
             if net.training:
                 torch.manual_seed(mixed_seed(*self._key, self._calls, rank()))
-            rows = _rows(inputs, torch.arange(own.start, own.stop))
+            rows = _rows_of_inputs(inputs, torch.arange(own.start, own.stop))
             logits = logits_of(self._wrapped.get(id(net), net), rows)
         gather: Callable[..., torch.Tensor] = _Gather.apply
         return gather(logits, shares)
 
 
-def _rows(inputs: Inputs, rows: torch.Tensor) -> Inputs:
+def _rows_of_inputs(inputs: Inputs, rows: torch.Tensor) -> Inputs:
     if isinstance(inputs, torch.Tensor):
         return inputs[rows.to(inputs.device)]
     size = batch_size(inputs)

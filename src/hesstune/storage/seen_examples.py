@@ -22,7 +22,7 @@ KEY = "hesstune_seen_examples"
 KEPT_BYTES = 6
 
 
-def _none() -> NDArray[np.uint64]:
+def _no_digests() -> NDArray[np.uint64]:
     return np.zeros(0, np.uint64)
 
 
@@ -36,13 +36,13 @@ class SeenExamples:
     """
 
     # (n,) truncated digests as integers, sorted, each once
-    digests: NDArray[np.uint64] = field(default_factory=_none)
+    digests: NDArray[np.uint64] = field(default_factory=_no_digests)
     unrecorded: tuple[str, ...] = ()  # weights files without such a record that the training started from
 
     @classmethod
     def of(cls, digests: Iterable[NDArray[np.uint8]]) -> SeenExamples:
         """Record examples by their contents' digests, arrays of shape (N, 16)."""
-        return cls(np.unique(np.concatenate([_none(), *map(_truncated, digests)])))
+        return cls(np.unique(np.concatenate([_no_digests(), *map(_truncated_digests, digests)])))
 
     @property
     def count(self) -> int:
@@ -55,7 +55,7 @@ class SeenExamples:
 
     def contain(self, digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Return for each of (N, 16) digests whether its example was seen."""
-        return np.isin(_truncated(digests), self.digests)
+        return np.isin(_truncated_digests(digests), self.digests)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values."""
@@ -70,7 +70,7 @@ class SeenExamples:
             if record["bytes"] != KEPT_BYTES:
                 raise ValueError(f"it keeps {record['bytes']!r} bytes of each digest, not {KEPT_BYTES}")
             kept = np.frombuffer(base64.b64decode(record["digests"], validate=True), np.uint8)
-            digests = np.unique(_truncated(kept.reshape(-1, KEPT_BYTES)))
+            digests = np.unique(_truncated_digests(kept.reshape(-1, KEPT_BYTES)))
             return cls(digests, tuple(str(name) for name in record["unrecorded"]))
 
     def metadata(self) -> dict[str, str]:
@@ -108,7 +108,7 @@ def _holder(model: nn.Module) -> Any:
     return config if hasattr(config, "save_pretrained") else model
 
 
-def _truncated(digests: NDArray[np.uint8]) -> NDArray[np.uint64]:
+def _truncated_digests(digests: NDArray[np.uint8]) -> NDArray[np.uint64]:
     whole = np.zeros((len(digests), 8), np.uint8)
     whole[:, -KEPT_BYTES:] = digests[:, :KEPT_BYTES]
     return whole.reshape(-1).view(">u8").astype(np.uint64)

@@ -81,12 +81,12 @@ def shards_of(path: Path) -> Shards | None:
         found = [p for p in found if not p.name.startswith((".", "_"))]
     else:
         return None
-    found.sort(key=lambda p: _natural(p.relative_to(folder).as_posix()))
+    found.sort(key=lambda p: _natural_key(p.relative_to(folder).as_posix()))
     tables = [p for p in found if form_of(p) is not None and p.name.lower() not in DESCRIPTIONS]
     return Shards(tables, folder, [p for p in found if p not in set(tables)])
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def _natural_key(name: str) -> list[tuple[int, str]]:
     parts = re.split("([0-9]+)", name)
     return [(int(part), "") if at % 2 else (-1, part) for at, part in enumerate(parts)]
 
@@ -170,7 +170,10 @@ def excel_rows(path: Path, name: str | None, kind: type[HesstuneError]) -> tuple
         import openpyxl
     except ImportError:
         raise MissingExtraError("openpyxl", "excel", f"the Excel file {path.name}") from None
-    with reading(path, "Excel", kind), contextlib.closing(_book(openpyxl, path, data_only=True)) as book:
+    with (
+        reading(path, "Excel", kind),
+        contextlib.closing(_open_workbook(openpyxl, path, data_only=True)) as book,
+    ):
         titles = [sheet.title for sheet in book.worksheets]
         found = {
             sheet.title: rows
@@ -192,7 +195,7 @@ def excel_rows(path: Path, name: str | None, kind: type[HesstuneError]) -> tuple
     return title, rows, [said] if left else []
 
 
-def _book(openpyxl: Any, path: Path, data_only: bool) -> Any:
+def _open_workbook(openpyxl: Any, path: Path, data_only: bool) -> Any:
     return openpyxl.load_workbook(path, read_only=True, data_only=data_only)
 
 
@@ -211,7 +214,7 @@ def _refuse_uncomputed(openpyxl: Any, path: Path, title: str, rows: Rows, kind: 
     width = max(map(len, rows.values()))
     if all(len(row) == width and None not in row for row in rows.values()):
         return
-    with contextlib.closing(_book(openpyxl, path, data_only=False)) as book:
+    with contextlib.closing(_open_workbook(openpyxl, path, data_only=False)) as book:
         sheet = book[title]
         sheet.reset_dimensions()
         for number, cells in enumerate(sheet.iter_rows(), start=1):

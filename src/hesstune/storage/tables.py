@@ -126,7 +126,7 @@ def _read_file(path: Path, what: str, kind: type[HesstuneError], form: str, shee
         notes = [f"{path} is read as {encoding.upper()}"] if encoding != "utf-8-sig" else []
         try:
             with path.open(newline="", encoding=encoding) as text:
-                return _table(text, path, kind, notes)
+                return _csv_table(text, path, kind, notes)
         except UnicodeError as error:
             raise kind(_undecodable(path, encoding, error)) from error
 
@@ -235,7 +235,9 @@ def _joined(path: Path, shards: Shards, tables: list[CsvTable], kind: type[Hesst
         return f"{tables[shard].row(at - (ends[shard] - len(tables[shard])))} of {where[shard]}"
 
     names = RowNames(ends[-1], row)
-    columns = {name: _stacked([table.columns[name] for table in tables], names) for name in first.columns}
+    columns = {
+        name: _concatenated([table.columns[name] for table in tables], names) for name in first.columns
+    }
     above = [shards.values_of(file) for file in shards.files]
     for name in dict.fromkeys(name for own in above for name in own):
         if name in columns:
@@ -257,7 +259,7 @@ def _joined(path: Path, shards: Shards, tables: list[CsvTable], kind: type[Hesst
     return CsvTable(str(path), shards.folder, columns, tuple(notes), tuple(zip(where, ends, strict=True)))
 
 
-def _stacked(columns: Sequence[Column], names: RowNames) -> Column:
+def _concatenated(columns: Sequence[Column], names: RowNames) -> Column:
     found, start = Column(names=names), 0
     for column in columns:
         if column.nested is not None and found.nested is None:
@@ -271,7 +273,7 @@ def _stacked(columns: Sequence[Column], names: RowNames) -> Column:
     return found
 
 
-def _table(file: IO[str], path: Path, kind: type[HesstuneError], notes: list[str]) -> CsvTable:
+def _csv_table(file: IO[str], path: Path, kind: type[HesstuneError], notes: list[str]) -> CsvTable:
     gaps: list[int] = []
     separator = _separator(file, path, kind, gaps)
     if separator != "," and path.suffix.lower() not in TABS:

@@ -152,7 +152,7 @@ def run_cell(cell: Cell, folder: Path, settings: Settings, data: Any = None) -> 
         out = folder / "run"
 
         def observe(trained: Trained) -> None:
-            write_record(out / OBSERVED, _observed(trained, config, settings, out))
+            write_record(out / OBSERVED, _observed(trained, config.seed, settings, out))
 
         options = config.model_dump() | {"out": str(out)}
         run = finetune(data, config=options, resume=True, observe=observe, keep_weights=settings.keep_runs)
@@ -200,11 +200,11 @@ def _measured_network(trained: Trained, seed: int, most: int | None) -> Measured
     return MeasuredNetwork(trained.net, Reference(own, layers), inputs, labels, rows, batch=max(1, len(rows)))
 
 
-def _observed(trained: Trained, config: FinetuneConfig, settings: Settings, out: Path) -> Observed:
+def _observed(trained: Trained, seed: int, settings: Settings, out: Path) -> Observed:
     """Measure a trained network as the settings ask; the other values are None."""
     found: OptionValues = {name: None for name in Observed.model_fields if name != "max_loss"}
     found["val_gap"] = _validation_gap(trained)
-    network = _measured_network(trained, config.seed, settings.measure_examples)
+    network = _measured_network(trained, seed, settings.measure_examples)
     n, head_alone = len(network.labels), isinstance(network.feed, FeatureInputs)
     if settings.measure_examples != 0:
         measured = network.measure(examples="max", mean_sample=8, method="exact" if head_alone else "auto")
@@ -215,7 +215,7 @@ def _observed(trained: Trained, config: FinetuneConfig, settings: Settings, out:
     if settings.stability:
         # Traces of a whole network take longer than its training.
         probes = 8 if head_alone else 0
-        row = network.stability([STABILITY_SIGMA], 16, config.seed, probes=probes)[0]
+        row = network.stability([STABILITY_SIGMA], 16, seed, probes=probes)[0]
         found["stability"] = row.value
         found["stability_taylor"] = row.taylor if probes else None
     if settings.certify and head_alone:

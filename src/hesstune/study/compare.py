@@ -115,7 +115,7 @@ def _work_on_cluster(folder: Path, plan: StudyPlan, jobs: int | None, show: Call
         raise MissingExtraError("ray", "ray", "--engine ray") from None
     starts_cluster, folder = not ray.is_initialized(), folder.resolve()
     if starts_cluster:
-        _connect(ray)
+        _connect_to_cluster(ray)
     task = ray.remote(num_cpus=1, max_retries=RETRIES)(_run_on_cluster)
     waiting = [index for index, cell in enumerate(plan.cells) if finished(folder, cell) is None]
     running: dict[Any, int] = {}
@@ -146,7 +146,7 @@ def _work_on_cluster(folder: Path, plan: StudyPlan, jobs: int | None, show: Call
             ray.shutdown()
 
 
-def _connect(ray: Any) -> None:
+def _connect_to_cluster(ray: Any) -> None:
     environment = {"PYTHONPATH": _import_paths(), "OMP_NUM_THREADS": "1"}
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
     try:

@@ -108,7 +108,7 @@ def demo_folder(out: Path) -> Iterator[Path]:
 def find_errors(plan: Plan, seed: int) -> FoundErrors:
     """Find label errors in the training examples of a plan as `hesstune.clean` does; count the hits."""
     config = make_config({**plan.setting, "seed": seed}).resolved()
-    task = run_task(config)
+    task = run_task(config, seed)
     labels, true = task.train.labels, task.train.true
     assert labels is not None
     assert true is not None

@@ -26,6 +26,7 @@ from hesstune.options import make_options
 from hesstune.resizing import Size
 from hesstune.runs.config import FinetuneConfig, make_config
 from hesstune.runs.loading import reading_of, size_of
+from hesstune.runs.options import TaskOptions
 from hesstune.storage.files import write_json
 from hesstune.study.options import CellRecord, OptionValues, Settings
 from hesstune.training.prepare import as_trained
@@ -142,13 +143,13 @@ class KnownFacts:
     contents: Contents
     known: dict[tuple[object, ...], DataFacts] = field(default_factory=dict)
 
-    def __call__(self, task: str, config: FinetuneConfig) -> DataFacts:
-        """Return the facts of a task's data, as a run with this configuration reads it."""
-        how = replace(reading_of(config), voting=Voting())
-        key = (task if task in self.objects else "", config.data, size_of(config), how)
+    def __call__(self, task: str, options: TaskOptions) -> DataFacts:
+        """Return the facts of a task's data, as a run with these options reads it."""
+        how = replace(reading_of(options, seed=0), voting=Voting())
+        key = (task if task in self.objects else "", options.data, size_of(options), how)
         if key not in self.known:
-            data = self.objects.get(task, config.data)
-            self.known[key] = data_facts(data, size_of(config), how, self.contents)
+            data = self.objects.get(task, options.data)
+            self.known[key] = data_facts(data, size_of(options), how, self.contents)
         return self.known[key]
 
 

@@ -237,7 +237,7 @@ def results_of(
     known = {record.key: record for record in records}
     cells = [known.pop(c.key) if c.key in known else c.record(status="pending") for c in plan.cells]
     cells += list(known.values())
-    shared, configs = _shared(plan.cells)
+    shared, configs = _shared_options(plan.cells)
     return StudyResults(
         format=StudyResults.newest,
         header=[*_header(plan, shared), *notes],
@@ -258,7 +258,7 @@ def results_of(
     )
 
 
-def _shared(cells: Sequence[Cell]) -> tuple[OptionValues, Configs]:
+def _shared_options(cells: Sequence[Cell]) -> tuple[OptionValues, Configs]:
     options = [(c, c.options()) for c in cells]
     first = options[0][1]
     alike = {name for name in first if all(o[name] == first[name] for _, o in options)}

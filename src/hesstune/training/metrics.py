@@ -81,6 +81,7 @@ class Validation:
     def _losses_at(
         self, logits: torch.Tensor, targets: torch.Tensor, checked: torch.Tensor | None
     ) -> torch.Tensor:
+        """Return the losses of the given labels, (n,), of logits at one temperature."""
         log_p, hard = torch.log_softmax(logits, dim=1), targets.ndim == 1
         plain = log_p.gather(1, targets[:, None]).squeeze(1) if hard else (targets * log_p).sum(dim=1)
         if self.matrix is None:

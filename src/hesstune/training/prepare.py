@@ -29,6 +29,7 @@ from hesstune.models.networks import LINEAR
 from hesstune.noise.estimate import Estimate, parse_request
 from hesstune.noise.latent.copies import example_groups
 from hesstune.noise.matrix import NoiseMatrix, identifiability_notes
+from hesstune.options import Options
 from hesstune.reference import Reference, layer_names
 from hesstune.runs.config import FinetuneConfig, usual_lr
 from hesstune.runs.integrity import DataRecord, content_digests
@@ -160,7 +161,7 @@ def prepare(
     device = pick_device(config.device)
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
-    task = clean_task(config, given.data)
+    task = clean_task(config, config.seed, given.data)
     _check_parts(config, task)
     injected = injected_noise(task, config, config.seed)
     noise_matrix = _known_noise_matrix(config.noise_matrix or "", task, injected)
@@ -506,11 +507,10 @@ def _written(names: list[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def _changed(config: FinetuneConfig, *names: str) -> list[str]:
+def _changed(options: Options, *names: str) -> list[str]:
     """Return those of some options that are not at their defaults; 0, False and None count as the same."""
-    return [
-        n for n in names if (getattr(config, n) or None) != (FinetuneConfig.model_fields[n].default or None)
-    ]
+    fields = type(options).model_fields
+    return [n for n in names if (getattr(options, n) or None) != (fields[n].default or None)]
 
 
 def _unused(prepared: Prepared) -> Iterator[str]:

@@ -91,6 +91,7 @@ class Best:
             self._errors = result.errors
 
     def _wins(self, result: ValidationResult, loss: float) -> bool:
+        """Tell whether weights are better than the best so far, by the rule that applies."""
         if self._start is not None:
             mean, error = paired_gain(self._start, result.losses, ddof=1)
             return loss < self._loss and mean > error
@@ -349,6 +350,7 @@ class Trainer:
             self.on_epoch(self.metrics)
 
     def _take(self, tree: Tree) -> None:
+        """Continue from a checkpoint; RunError if it does not fit."""
         try:
             if tree["start"] != self.checkpoints.start:
                 raise ValueError("it is of a run from other examples or weights")
@@ -400,6 +402,7 @@ class Trainer:
         self._add(Epoch(epoch=0, train_loss=loss, train_accuracy=hits, lr=0.0, **validated, seconds=0.0))
 
     def _whole_epoch(self, epoch: int) -> None:
+        """Train an epoch, record and save it; if it diverges, restore the last checkpoint."""
         try:
             record = self._epoch(epoch)
         except DivergedError:
@@ -426,6 +429,7 @@ class Trainer:
             self._stop.deliver()
 
     def _stalled(self) -> bool:
+        """Tell whether training ends before its last epoch."""
         patience = self.optimisation.patience
         waited = patience is not None and bool(self.metrics) and self.best.waited >= patience
         return self.method.done() or waited

@@ -99,7 +99,7 @@ def _is_class_like(values: set[str], rows: int) -> bool:
     return bool(values) and len(values) <= max(2, rows // 2)
 
 
-def _asked(asked: str | None, prefix: str) -> str | None:
+def _without_prefix(asked: str | None, prefix: str) -> str | None:
     return asked.removeprefix(prefix) if asked else None
 
 
@@ -120,11 +120,11 @@ STUDIO = frozenset({
 })  # fmt: skip
 
 
-def _person(by: Any) -> Any:
+def _annotator_of(by: Any) -> Any:
     return (by.get("email") or by.get("id")) if isinstance(by, dict) else by
 
 
-def _changed(record: Record) -> str:
+def _time_of_change(record: Record) -> str:
     return cell(record.get("updated_at") or record.get("created_at"))
 
 
@@ -142,7 +142,11 @@ def label_studio(export: Export, tasks: Sequence[Record], asked: str | None) -> 
             export.left_out["answers are empty"] += not choices
             for control, label in choices.items():
                 yield Row(
-                    control, example, _person(annotation.get("completed_by")), label, _changed(annotation)
+                    control,
+                    example,
+                    _annotator_of(annotation.get("completed_by")),
+                    label,
+                    _time_of_change(annotation),
                 )
                 if annotation.get("ground_truth") and (asked or control) == control:
                     export.checked[example] = cell(label[0] if len(label) == 1 else "")
@@ -152,7 +156,7 @@ def label_studio(export: Export, tasks: Sequence[Record], asked: str | None) -> 
                 continue
             by, score = prediction.get("model_version") or "prediction", probability(prediction.get("score"))
             for control, label in _choices(prediction).items():
-                yield Row(control, example, by, label, _changed(prediction), score)
+                yield Row(control, example, by, label, _time_of_change(prediction), score)
 
 
 def _choices(annotation: Record) -> dict[str, list[Any]]:
@@ -183,7 +187,7 @@ def label_studio_flat(export: Export, records: Sequence[Record], asked: str | No
         if isinstance(value, dict):
             value = value.get("choices", value)
         by = record.get("annotator") or record.get("created_username") or record.get("completed_by")
-        yield Row("", example, _person(by), value, _changed(record))
+        yield Row("", example, _annotator_of(by), value, _time_of_change(record))
         if cell(record.get("ground_truth")).lower() in ("true", "1"):
             export.checked[example] = cell(value)
 
@@ -427,7 +431,7 @@ def mechanical_turk(export: Export, records: Sequence[Record], asked: str | None
     questions = dict.fromkeys([*single, *groups])
     if asked is None and len(questions) > 1:
         questions = dict.fromkeys([*_class_like(records, "Answer.", single), *groups]) or questions
-    question = one_question(questions, _asked(asked, "Answer."), "answer")
+    question = one_question(questions, _without_prefix(asked, "Answer."), "answer")
     for record in records:
         given = {key.removeprefix("Input."): record[key] for key in record if key.startswith("Input.")}
         example = cell(given.get("id") or record["HITId"])
@@ -464,7 +468,7 @@ def toloka(export: Export, records: Sequence[Record], asked: str | None) -> Rows
     outputs = [key.removeprefix("OUTPUT:") for key in records[0] if key.startswith("OUTPUT:")]
     if asked is None and len(outputs) > 1:
         outputs = _class_like(records, "OUTPUT:", outputs) or outputs
-    question = one_question(dict.fromkeys(outputs), _asked(asked, "OUTPUT:"), "output")
+    question = one_question(dict.fromkeys(outputs), _without_prefix(asked, "OUTPUT:"), "output")
     inputs = [key for key in records[0] if key.startswith("INPUT:")]
     ids: dict[tuple[str, ...], str] = {}
     for at, record in enumerate(records):
@@ -539,7 +543,7 @@ def _is_wrench(document: Record, keys: set[str]) -> bool:
     return bool(values) and all(isinstance(value, dict) and "weak_labels" in value for value in values)
 
 
-def _keys(*needed: str, one_of: tuple[str, ...] = ()) -> Callable[[Any, set[str]], bool]:
+def _has_keys(*needed: str, one_of: tuple[str, ...] = ()) -> Callable[[Any, set[str]], bool]:
     return lambda _, keys: keys.issuperset(needed) and not (one_of and keys.isdisjoint(one_of))
 
 
@@ -549,19 +553,19 @@ def _is_toloka(records: Sequence[Record], keys: set[str]) -> bool:
 
 # Of lists of objects or of tables, and of one object; the first that fits is taken.
 TOOLS = (
-    Tool("Label Studio", _keys("data", one_of=("annotations", "completions", "predictions")), label_studio,
-         "control"),
-    Tool("Label Studio", _keys("annotation_id", one_of=("annotator", "lead_time")), label_studio_flat),
+    Tool("Label Studio", _has_keys("data", one_of=("annotations", "completions", "predictions")),
+         label_studio, "control"),
+    Tool("Label Studio", _has_keys("annotation_id", one_of=("annotator", "lead_time")), label_studio_flat),
     Tool("Prodigy", _is_prodigy, prodigy),
     Tool("Argilla", _is_argilla, argilla, "question"),
-    Tool("Amazon Mechanical Turk", _keys("HITId", "WorkerId", "AssignmentStatus"), mechanical_turk),
+    Tool("Amazon Mechanical Turk", _has_keys("HITId", "WorkerId", "AssignmentStatus"), mechanical_turk),
     Tool("Toloka", _is_toloka, toloka),
-    Tool("Open Images", _keys("ImageID", "LabelName", "Confidence"), open_images),
+    Tool("Open Images", _has_keys("ImageID", "LabelName", "Confidence"), open_images),
     ROBOFLOW,
     Tool("doccano", _is_doccano, doccano),
 )  # fmt: skip
 DOCUMENTS = (
-    Tool("datumaro", _keys("items", "categories"), datumaro),
+    Tool("datumaro", _has_keys("items", "categories"), datumaro),
     Tool("WRENCH", _is_wrench, wrench),
     Tool("peerannot", _is_peerannot, peerannot),
 )

@@ -80,7 +80,7 @@ def _table_of_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> CsvTable
         notes = [f"read as CIFAR-N: the annotators are {listed(people)}"]
         if made := [key for key in MADE if key in plain]:
             notes.append(f"{listed(made)} were made from these votes; they are left out")
-        table = table_of_votes(_columns(people, name), name, list(people), true)
+        table = table_of_votes(_as_columns(people, name), name, list(people), true)
     else:
         tables = {key: array for key, array in plain.items() if array.ndim == 2}
         wanted = [key for key in VOTE_NAMES if key in tables] if len(tables) > 1 else list(tables)
@@ -95,7 +95,7 @@ def _table_of_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> CsvTable
     return CsvTable(table.name, table.folder, table.columns, (*table.notes, *notes))
 
 
-def _columns(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
+def _as_columns(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
     shapes = {array.shape for array in arrays.values()}
     if len(shapes) > 1 or any(array.ndim != 1 for array in arrays.values()):
         raise DataError(

@@ -69,7 +69,7 @@ def read_vote_file(path: str | Path) -> tuple[CsvTable, Nested]:
     if Path(path).suffix.lower() not in JSON_LINES:
         return table, {}
     nested = {
-        name: [_object(table, name, at, cell) for at, cell in enumerate(column.cells())]
+        name: [_parsed_object(table, name, at, cell) for at, cell in enumerate(column.cells())]
         for name, column in table.columns.items()
         if column.nested is not None
     }
@@ -77,7 +77,7 @@ def read_vote_file(path: str | Path) -> tuple[CsvTable, Nested]:
     return replace(table, columns=plain), nested
 
 
-def _object(table: CsvTable, name: str, at: int, cell: str) -> dict[str, str]:
+def _parsed_object(table: CsvTable, name: str, at: int, cell: str) -> dict[str, str]:
     try:
         found = json.loads(cell or "{}")
     except (ValueError, RecursionError):
@@ -496,7 +496,7 @@ def soft_columns(table: CsvTable, known: Collection[str] = ()) -> SoftColumns:
     bodies = soft_classes(table)
     if not known:
         for split in ("rpartition", "partition"):
-            found = _grouped(bodies, operator.methodcaller(split, "_"))
+            found = _columns_by_annotator(bodies, operator.methodcaller(split, "_"))
             groups = [frozenset(own) for own in found.values()]
             if len(set(groups)) == 1 and len(groups[0]) >= 2:
                 return found
@@ -506,7 +506,7 @@ def soft_columns(table: CsvTable, known: Collection[str] = ()) -> SoftColumns:
         name = max((name for name in known if body.endswith(f"_{name}")), key=len, default="")
         return ("", "", "") if body in known or not name else (body.removesuffix(f"_{name}"), "_", name)
 
-    found = _grouped(bodies, at_class)
+    found = _columns_by_annotator(bodies, at_class)
     if any(body in known for body in bodies):  # soft labels, perhaps of a class that ends in another's name
         return {annotator: own for annotator, own in found.items() if own.keys() >= set(known)}
     every = {name for own in found.values() for name in own}
@@ -519,7 +519,7 @@ def soft_columns(table: CsvTable, known: Collection[str] = ()) -> SoftColumns:
     return found
 
 
-def _grouped(bodies: Sequence[str], split: Callable[[str], tuple[str, str, str]]) -> SoftColumns:
+def _columns_by_annotator(bodies: Sequence[str], split: Callable[[str], tuple[str, str, str]]) -> SoftColumns:
     found: SoftColumns = {}
     for body in bodies:
         annotator, _, name = split(body)

@@ -77,13 +77,14 @@ class Votes:
             )
         self._plus_one, self.soft, self.is_table = plus_one, soft, is_table
 
-    def _changed(
+    def _with_table(
         self,
         plus_one: csr_matrix,
         k: int,
         names: Sequence[str],
         soft: NDArray[np.float64] | None,
     ) -> Votes:
+        """Return the votes with another table, classes or annotators."""
         votes = Votes.__new__(Votes)
         votes._keep(plus_one, k, names, soft, self.is_table)
         return votes
@@ -248,7 +249,7 @@ class Votes:
             plus_one.sort_indices()
             if soft is not None:
                 soft = soft[:, columns]
-        return self._changed(plus_one, self.k, names, soft)
+        return self._with_table(plus_one, self.k, names, soft)
 
     def among(self, classes: NDArray[np.int64]) -> Votes:
         """Return the votes with only these classes, numbered anew; all votes are for one of them."""
@@ -260,7 +261,7 @@ class Votes:
             soft = self.soft[:, :, classes]
             total = soft.sum(axis=2, keepdims=True)
             soft = np.where(total > 0, soft / np.maximum(total, 1e-300), 0.0)
-        return self._changed(plus_one, len(classes), self.names, soft)
+        return self._with_table(plus_one, len(classes), self.names, soft)
 
     def spread(self, rows: NDArray[np.int64], n: int) -> Votes:
         """Return votes on n examples: votes on example i are moved to the example rows[i]."""
@@ -270,7 +271,7 @@ class Votes:
             soft = np.zeros((n, self.m, self.k))
             soft[rows] = self.soft
         plus_one = csr_matrix((self._plus_one.data, cells), (n, self.m))
-        return self._changed(plus_one, self.k, self.names, soft)
+        return self._with_table(plus_one, self.k, self.names, soft)
 
     def problems(self, classes: Sequence[str] | None = None) -> list[str]:
         """Return sentences about annotators without votes, and classes and examples without votes."""

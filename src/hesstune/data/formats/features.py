@@ -142,7 +142,8 @@ def _of_npy(file: Path, labelled: bool, how: Reading) -> Listing:
                 "needs its row, in the same order"
             )
         notes.append(f"{table.name} is read beside {file.name}, row by row")
-    return listing_of(table, roles, how, labelled, images=vectors, ids=ids, notes=notes)
+    made = listing_of(table, roles, how, labelled, images=vectors, ids=ids, notes=notes)
+    return replace(made, column_names=list(table.columns))
 
 
 def _of_parquet(file: Path, size: Size, labelled: bool, how: Reading) -> Listing:

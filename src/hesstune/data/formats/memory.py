@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def read_object(data: Any, size: Size, labelled: bool, how: Reading, what: str =
             columns["image"] = [str(expanded(path).absolute()) for path in found.values]
             if "id" not in columns and len(set(found.values)) == len(found.values):
                 columns["id"] = [plain(path) for path in found.values]
-    return listing_of(
+    made = listing_of(
         CsvTable.of(columns, found.name, first=found.first),
         roles,
         how,
@@ -119,6 +119,7 @@ def read_object(data: Any, size: Size, labelled: bool, how: Reading, what: str =
         ids=[str(row) for row in range(len(found.values))],
         notes=found.notes,
     )
+    return replace(made, column_names=[str(name) for name in data.columns]) if is_frame(data) else made
 
 
 def _is_from(given: object, package: str) -> bool:

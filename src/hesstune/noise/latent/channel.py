@@ -111,6 +111,7 @@ class LabelChannel:
         return len(self.matrix) > 2 and float(self.matrix[self._pairs()].sum()) > MIN_PAIRED_SHARE * leaving
 
     def _pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Match each class with the other class that most of its labels go to."""
         scores = np.log(np.maximum(self.matrix, 1e-12))
         np.fill_diagonal(scores, -EXCLUDED_LOG)
         rows, other = linear_sum_assignment(scores, maximize=True)
