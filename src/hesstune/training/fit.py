@@ -87,6 +87,8 @@ def fit_prepared(prepared: Prepared, out: Path, request: RunRequest) -> Run:
     if request.resume:
         trainer.resume()
     trainer.fit()
+    if (note := trainer.kept_note()) is not None:
+        run.add(notes=[*run.facts.notes, note])
     result = _result(prepared, reference, inputs, trainer)
     run.add(result=result.replaced(seconds=round(time.monotonic() - started, 2)))
     if request.observe is not None:
