@@ -46,10 +46,12 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
     return {
         "head": finetune("head", *HEAD, *noisy, "--train", "head", "--method", "robust"),
-        "whole": finetune("whole", *WHOLE, *noisy, "--method", "robust", "--noise-matrix", "estimate:auto"),
+        "whole": finetune("whole", *WHOLE, *noisy, "--method", "robust", "--noise-matrix", "estimate:auto",
+                          "--select", "last"),
         "text": finetune(
             "text", "--data", f"csv:{texts}", "--model", "minilm", "--method", "robust", "--noise-matrix",
             "0.2", "--train", "last:2", "--epochs", "1", "--max-length", "16", "--device", "cpu",
+            "--select", "last",
         ),
         "certified": finetune("certified", *HEAD, "--train", "head", "--method", "certified"),
         "certify": ["certify", str(folder / "certified"), "--draws", "8", "--vouch", "normalisation"],

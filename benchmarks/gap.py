@@ -108,6 +108,7 @@ def run_options(case: dict[str, Any], run: Run, folder: Path) -> dict[str, Any]:
     elif case["method"] == "robust":
         found["noise_matrix"] = "0"
     if case["method"] in ("robust", "constraint"):
+        found["select"] = "last"
         found["radius"] = {"head": 2.0} if network == "head" else {"head": 0.25, "*": 0.05}
     if network == "minilm":
         found |= {"model": "minilm", "lr": 1e-4, "max_length": 48}

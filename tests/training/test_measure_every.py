@@ -34,7 +34,7 @@ def test_it_leaves_training_as_it_is(tiny, same_weights, options):
 
 @pytest.mark.parametrize("train", ["all", "head", "last:2"])
 def test_the_last_point_is_the_measure_of_the_validation_examples(tiny, train):
-    run = ht.finetune(tiny, train=train, augment="none", measure_every=4)
+    run = ht.finetune(tiny, train=train, augment="none", measure_every=4, select="last")
     mean = run.measure(part="val", method="gauss_newton", trace=False).to_dict(run.facts.examples.train)
     assert run.metrics[-1]["measure_examples"] == run.facts.examples.val
     assert run.metrics[-1]["measure"] == pytest.approx(mean["mean_measure"]["value"], rel=1e-4)

@@ -462,6 +462,21 @@ class Method:
         """Whether steps follow: not if the head was solved and nothing else is trained."""
         return True
 
+    @property
+    def forks_after(self) -> int | None:
+        """The epochs after which a second path starts, if validation chooses the epoch; None: there is none.
+
+        Both paths start from the same weights; the best epoch of both is kept.
+        """
+        return None
+
+    def take_second_path(self) -> None:
+        """Train by the loss of the second path from now on."""
+
+    def kept_note(self, second: bool) -> str:
+        """Return what its user should know of the path, the first or the second, that was kept."""
+        return ""
+
     @classmethod
     def solve_head(cls, material: HeadMaterial) -> SolvedHead:
         """Return the head that training starts from, of frozen features; for those that `solves_head`."""

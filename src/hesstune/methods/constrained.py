@@ -15,6 +15,7 @@ from hesstune.constraints.distance import (
 from hesstune.errors import listed
 from hesstune.methods._base import Batch, Method, MethodSetup, Option, Tier, class_weights, consistent
 from hesstune.methods.robust_losses import ELR
+from hesstune.storage.tensors import Tree
 
 TASKS = "development tasks of benchmarks/field/tasks.py"
 # Options of the default radii.
@@ -37,12 +38,20 @@ RADII = {
     ),
 }
 
+STOPPED_FACTOR = Option(
+    16.0,
+    "of the default radii if the best epoch on validation is kept; benchmarks/configs/robust_defaults.yaml",
+    low=1e-6,
+    search=(0.25, 64.0),
+    log=True,
+)
+
 
 def unused_radius_options(radius: object, head_only: bool) -> tuple[str, ...]:
-    """Return the options of RADII that have no effect beside the radii that were asked for."""
+    """Return the options of default radii that have no effect beside the radii that were asked for."""
     if isinstance(radius, float | Mapping):
-        return tuple(RADII)
-    return ("layer_share",) if head_only else ()
+        return (*RADII, "stopped_factor")
+    return ("layer_share", "stopped_factor") if head_only else ()
 
 
 class Constraint(Method):
@@ -90,20 +99,51 @@ class Robust(Constraint):
     """Robust fine-tuning: the paper's algorithm.
 
     Consistent loss and layer-wise constraint, after a warm-up of plain cross-entropy (inside the same
-    constraints). Source: Ju, Li, Zhang 2022, Algorithm 1.
+    constraints). If validation chooses the epoch (`--select best`, the default if more than the head is
+    trained), the constraints are wider, and a second path goes on with the warm-up's loss: the epoch with
+    the best validation likelihood under the noise matrix is kept. Source: Ju, Li, Zhang 2022, Algorithm 1.
     """
 
     tier: ClassVar[Tier] = "recommended"
     shards = True
     needs_noise_matrix = True
     warms_up = True
+    own_options = {**RADII, "stopped_factor": STOPPED_FACTOR}
 
     def __init__(self, setup: MethodSetup) -> None:
         super().__init__(setup)
         self._consistent = consistent(setup)
+        # The second path goes on with the warm-up's loss.
+        self._second_path = False
+
+    @classmethod
+    def defaults(cls, head_only: bool) -> dict[str, Any]:
+        return {} if head_only else {"select": "best", "patience": 3}
+
+    @property
+    def forks_after(self) -> int | None:
+        matrix = self.setup.noise_matrix
+        return None if matrix is None or matrix.rate == 0 else self.setup.warmup_epochs
+
+    def take_second_path(self) -> None:
+        self._second_path = True
+
+    def kept_note(self, second: bool) -> str:
+        losses = ("the consistent loss", "plain cross-entropy")
+        return (
+            f"the epoch kept was trained by {losses[second]} after the warm-up: on validation its likelihood "
+            f"under the noise matrix is better than with {losses[not second]}"
+        )
+
+    def state(self) -> Tree:
+        return {**super().state(), "second_path": self._second_path}
+
+    def load_state(self, state: Tree) -> None:
+        super().load_state(state)
+        self._second_path = bool(state["second_path"])
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, epoch: int) -> torch.Tensor:
-        if epoch < self.setup.warmup_epochs:
+        if self._second_path or epoch < self.setup.warmup_epochs:
             return super().loss(logits, targets, epoch)
         loss: torch.Tensor = self._consistent(logits, targets)
         return loss
@@ -132,6 +172,10 @@ class RobustPlus(ELR, Robust):
     @classmethod
     def defaults(cls, head_only: bool) -> dict[str, Any]:
         return {"radius": "auto"}
+
+    @property
+    def forks_after(self) -> int | None:
+        return None  # the memory follows one path
 
 
 REGSL_SOURCE = "the code of Li and Zhang 2021, its README"

@@ -112,6 +112,8 @@ class FinetuneConfig(
         """
         kind, given = self.kind, self.model_fields_set
         changes: dict[str, Any] = {n: v for n, v in kind.defaults(self.head_only).items() if n not in given}
+        if "select" in given and self.select == "last":
+            changes.pop("patience", None)  # a method's default early stopping keeps the best epoch
         changes |= self._image_options(64 if self.data == "digits" else 128)
         changes["method_options"] = kind.checked_options(self.method_options) or None
         head_only = changes.get("train", self.train) == "head"

@@ -255,8 +255,10 @@ class _InterruptedRun:
         changes = {name: getattr(self.config, name) for name in names if getattr(asked, name) is None}
         if asked.weight_decay is None and asked.optimizer == "adamw":
             changes["optimizer"] = self.config.optimizer  # adam if the weight decay was chosen
-        if solves and self.facts is not None and not self.facts.examples.val:
-            changes["select"] = self.config.select  # there is nothing to select by
+        open_rule = solves or not {"patience", "select"} & asked.model_fields_set
+        if open_rule and self.facts is not None and not self.facts.examples.val:
+            # There is nothing to select by.
+            changes |= {"select": self.config.select, "patience": self.config.patience}
         return asked.model_copy(update=changes)
 
     def with_choices(

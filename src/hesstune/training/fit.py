@@ -93,6 +93,8 @@ def fit_prepared(prepared: Prepared, out: Path, request: RunRequest) -> Run:
     trainer.fit()
     if adapters is not None:
         adapters.merge_()
+    if (note := trainer.kept_note()) is not None:
+        run.add(notes=[*run.facts.notes, note])
     result = _result(prepared, reference, inputs, trainer)
     run.add(result=result.replaced(seconds=round(time.monotonic() - started, 2)))
     if request.observe is not None:

@@ -164,6 +164,7 @@ def tracked(run: Run) -> Callable[[list[Epoch]], None]:
     def on_epoch(metrics: list[Epoch]) -> None:
         nonlocal sent
         run.write_metrics(metrics)
+        sent = min(sent, len(metrics) - 1)  # a second path starts at an earlier epoch
         for record in metrics[sent:]:
             items = record.to_dict().items()
             send({k: float(v) for k, v in items if k != "epoch" and v is not None}, record.epoch)

@@ -129,22 +129,24 @@ class Prepared:
     def default_radii(self) -> dict[str, float]:
         """Return {layer: radius}, the last layer as `head`, in the run's norm.
 
-        The method's options `head_share` and `layer_share` count.
+        The method's options `head_share`, `layer_share` and `stopped_factor` count.
         """
         norm = self.config.norm
         shares = {name: one.default for name, one in RADII.items()} | (self.config.method_options or {})
+        factor = shares.get("stopped_factor", 1.0) if self.config.select == "best" else 1.0
         start = Reference.of(self.loaded.model)
         trained = {name for name, p in self.loaded.model.named_parameters() if p.requires_grad}
         heads = set(self.loaded.head_layers)
         others = [name for name in start.layers() if name in trained and name not in heads]
-        found = {n: max(shares["layer_share"] * weight_norm(start[n], norm), LEAST_RADIUS) for n in others}
+        share = factor * shares["layer_share"]
+        found = {n: max(share * weight_norm(start[n], norm), LEAST_RADIUS) for n in others}
         if others and not heads & trained:
             return found
         fitted, radius = self.penalised_head(), UNFITTED_RADIUS
         if fitted is not None:
             weight = torch.from_numpy(fitted[1]).T
             radius = max(shares["head_share"] * weight_norm(weight, norm), LEAST_RADIUS)
-        return {**found, "head": BESIDE * radius if others else radius}
+        return {**found, "head": factor * BESIDE * radius if others else radius}
 
 
 def prepare(
@@ -162,7 +164,7 @@ def prepare(
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise ConfigError("mixed precision fp16 needs a GPU; use bf16 or no")
     task = clean_task(config, config.seed, given.data)
-    _check_parts(config, task)
+    config = _for_parts(config, task)
     injected = injected_noise(task, config, config.seed)
     noise_matrix = _known_noise_matrix(config.noise_matrix or "", task, injected)
     config, loaded, notes = _load_network(config, given.model, task)
@@ -194,8 +196,15 @@ def prepare(
     return choose_from_examples(replace(prepared, notes=notes))
 
 
-def _check_parts(config: FinetuneConfig, task: Task) -> None:
-    """Raise ConfigError if options need validation examples or votes that are not there, or one process."""
+def _for_parts(config: FinetuneConfig, task: Task) -> FinetuneConfig:
+    """Return the configuration without a method's default early stopping if nothing can be validated.
+
+    Raises:
+        ConfigError: If options need validation examples or votes that are not there, or one process.
+    """
+    asked = config.kind.solves_head or {"patience", "select"} & config.model_fields_set
+    if not len(task.val) and config.kind.constrained and not asked:
+        config = config.model_copy(update={"select": "last", "patience": None})
     if config.radius == "auto" and not len(task.val):
         raise ConfigError("--radius auto needs validation examples; there are none: give --radius NUMBER")
     if config.radius == "auto" and world() > 1:
@@ -209,6 +218,7 @@ def _check_parts(config: FinetuneConfig, task: Task) -> None:
             f"method '{config.method}' needs votes, which {config.data} has not: give columns vote_… of csv "
             "data, or --vote-columns NAME,NAME"
         )
+    return config
 
 
 def _known_noise_matrix(wanted: str, task: Task, injected: NoiseMatrix | None) -> NoiseMatrix | None:
@@ -479,11 +489,12 @@ def _option_notes(prepared: Prepared, counts: NDArray[np.int64]) -> list[str]:
     if kind.constrained and not kind.solves_head:
         given = config.method_options or {}
         own = [n for n in unused_radius_options(config.radius, config.head_only) if n in kind.own_options]
-        own = [n for n in own if given.get(n, RADII[n].default) != RADII[n].default]
+        own = [n for n in own if given.get(n) not in (None, kind.own_options[n].default)]
         why = "the head alone is trained" if config.radius is None else "radii are given"
         if own:
             notes.append(f"{why}: no effect of the method options {', '.join(own)}")
-    if config.patience is not None and config.patience >= config.epochs and not kind.solves_head:
+    asked = not kind.solves_head and "patience" in config.model_fields_set
+    if asked and config.patience is not None and config.patience >= config.epochs:
         notes.append(f"a patience of {config.patience} cannot end {config.epochs} epochs early")
     return notes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -63,6 +64,7 @@ class Best:
         self.wanted, self.latest = wanted, wanted and latest
         self.weights: dict[str, torch.Tensor] | None = None
         self.epoch: int | None = None  # the epoch of the weights
+        self.path = self._now = 0  # the path of the weights, and the one that is trained
         self.waited = -1  # epochs since the loss was lowest or weights were kept
         self._loss = self._least = float("inf")
         # Losses of the solved start, while it is kept; errors of the kept weights with the fewest.
@@ -85,6 +87,7 @@ class Best:
         if not (self.wanted and self._wins(result, loss)):
             return
         self.weights, self.epoch, self.waited, self._loss = weights(), epoch, 0, loss
+        self.path = self._now
         self._start = None if epoch else result.losses
         fewer = self._errors is None or result.errors.mean() < self._errors.mean()
         if self.latest and epoch and fewer:
@@ -99,11 +102,16 @@ class Best:
             return within_errors(-result.errors, -self._errors, ddof=1)
         return loss < self._loss
 
+    def restart(self) -> None:
+        """Wait for improvement anew, on the second path; the best weights of both paths are kept."""
+        self.waited, self._least, self._now = -1, float("inf"), 1
+
     def tree(self) -> Tree:
         """Return what a checkpoint holds of it."""
         return {
             "best": self.weights,
             "best_epoch": self.epoch,
+            "paths": [self.path, self._now],
             "best_loss": self._loss if np.isfinite(self._loss) else None,
             "start_losses": self._start,
             "least_errors": self._errors,
@@ -114,6 +122,7 @@ class Best:
     def take(self, tree: Tree) -> None:
         """Take back what `tree` returned."""
         self.weights, self.epoch = tree["best"], tree["best_epoch"]
+        self.path, self._now = tree["paths"]
         self._start, self._errors, self.waited = tree["start_losses"], tree["least_errors"], tree["waited"]
         self._loss, self._least = (
             float("inf") if tree[name] is None else tree[name] for name in ("best_loss", "least_loss")
@@ -227,6 +236,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) 
 
 # Checkpoints of runs whose epochs are shorter than this are written less often than every epoch.
 CHECKPOINT_SECONDS = 2.0
+# The share of a run's epochs that a second path may have.
+SECOND_PATH = 0.8
 # --measure-every: the validation examples at most, and the share of training's passes.
 MEASURED, MEASURE_SHARE = 64, 0.05
 
@@ -295,6 +306,9 @@ class Trainer:
             others = {id(other): self.accelerator.prepare_model(other) for other in self.networks}
             self.forward = SplitForward({**wrapped, **others})
         self.metrics: list[Epoch] = []
+        # The state at which the paths of a method part, and the epochs of the first path once it has ended.
+        self._fork: Tree | None = None
+        self._first_path: list[Epoch] = []
         # If the head was solved without a noise matrix, the labels are assumed correct.
         solved = method.setup.solved
         latest = solved is not None and method.setup.noise_matrix is None
@@ -319,16 +333,31 @@ class Trainer:
         for name, tensor in state.items():
             own[name].copy_(tensor)
 
-    def save(self, partial: Partial | None = None) -> None:
-        """Write a checkpoint: between epochs, or within the one that is under way."""
-        tree = {
-            "start": self.checkpoints.start,
+    def _training_state(self) -> Tree:
+        """Return weights, optimizer and schedule, sharing their memory."""
+        return {
             "net": self._tensors(),
             "optimizer": _optimizer_state(self.optimizer),
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+        }
+
+    def _take_training_state(self, tree: Tree) -> None:
+        self._restore(tree["net"])
+        _load_optimizer(self.optimizer, tree["optimizer"])
+        self.schedule.load_state_dict({**tree["schedule"], "lr_lambdas": [None]})
+        if self.accelerator.scaler is not None and tree["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(tree["scaler"])
+
+    def save(self, partial: Partial | None = None) -> None:
+        """Write a checkpoint: between epochs, or within the one that is under way."""
+        tree = {
+            "start": self.checkpoints.start,
+            **self._training_state(),
             **self.best.tree(),
             "metrics": [epoch.to_dict() for epoch in self.metrics],
+            "fork": self._fork,
+            "first_path": [epoch.to_dict() for epoch in self._first_path],
             "method": self.method.state(),
             "partial": None if partial is None else asdict(partial),
             "random": None if partial is None else random_state(self.accelerator.device),
@@ -354,13 +383,11 @@ class Trainer:
         try:
             if tree["start"] != self.checkpoints.start:
                 raise ValueError("it is of a run from other examples or weights")
-            self._restore(tree["net"])
-            _load_optimizer(self.optimizer, tree["optimizer"])
-            self.schedule.load_state_dict({**tree["schedule"], "lr_lambdas": [None]})
-            if self.accelerator.scaler is not None and tree["scaler"] is not None:
-                self.accelerator.scaler.load_state_dict(tree["scaler"])
+            self._take_training_state(tree)
             self.best.take(tree)
             self.metrics = [Epoch.model_validate(epoch) for epoch in tree["metrics"]]
+            self._first_path = [Epoch.model_validate(epoch) for epoch in tree["first_path"]]
+            self._fork = tree["fork"]
             self.method.load_state(tree["method"])
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             folder = self.checkpoints.folder
@@ -380,16 +407,48 @@ class Trainer:
         with stoppable() as self._stop:
             if self.method.solves_head and not self.metrics:
                 self._validate_start()
-            done = sum(record.epoch > 0 for record in self.metrics)
-            for epoch in range(done, self.optimisation.epochs if self.method.goes_on else 0):
-                if self._stalled():
-                    break
-                self._whole_epoch(epoch)
+            self._train_path()
+            if self._fork is not None:
+                self._start_second_path(self._fork)
+                self._train_path()
+        if self._first_path and self.best.path == 0:
+            self.metrics = self._first_path
+            self.on_epoch(self.metrics)
         self.kept_epoch = self.metrics[-1].epoch if self.metrics else None
         if self.best.weights is not None:
             self._restore(self.best.weights)
             self.kept_epoch = self.best.epoch
         self.method.finish()
+
+    def kept_note(self) -> str | None:
+        """Return what the user should know of the path that was kept, if there were two."""
+        kept = self.best.epoch
+        if not self._first_path or kept is None or kept <= (self.method.forks_after or 0):
+            return None
+        return self.method.kept_note(self.best.path == 1)
+
+    def _train_path(self) -> None:
+        """Train from the epochs done to the last one, or until nothing improves."""
+        epochs = self.optimisation.epochs if self.method.goes_on else 0
+        forks = self.method.forks_after if self.best.wanted and len(self.inputs.val) else None
+        if self._first_path and forks is not None:
+            epochs = min(epochs, forks + int(SECOND_PATH * epochs))
+        done = sum(record.epoch > 0 for record in self.metrics)
+        for epoch in range(done, epochs):
+            if self._stalled():
+                break
+            if epoch == forks and self._fork is None and not self._first_path:
+                self._fork = copy.deepcopy({**self._training_state(), "epochs": len(self.metrics)})
+            self._whole_epoch(epoch)
+
+    def _start_second_path(self, fork: Tree) -> None:
+        """Go back to where the paths part, to train by the method's other loss."""
+        self._take_training_state(fork)
+        self._fork, self._first_path = None, self.metrics
+        self.metrics = self.metrics[: fork["epochs"]]
+        self.best.restart()
+        self.method.take_second_path()
+        self.save()
 
     def _validate_start(self) -> None:
         """Validate a solved start: it is epoch 0, and the best so far."""
