@@ -95,7 +95,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 def test_commands_on_a_finished_run_take_the_merged_weights(texts, tmp_path):
     out = tmp_path / "run"
-    ht.finetune(texts, method="vanilla", out=out)
+    ht.finetune(texts, method="vanilla", inject_noise=None, out=out)
     again = ht.Run.load(out)
     assert again.config.lora == 2
     found = again.predict(["a good film", "a bad film"])

@@ -71,7 +71,7 @@ class Adapters:
         self._originals: dict[str, Any] = {path: modules[path] for path in paths}
         config = LoraConfig(
             r=size.rank,
-            lora_alpha=size.alpha,
+            lora_alpha=size.alpha,  # type: ignore[arg-type]  # peft divides it by r
             # A pattern of whole names: peft takes those of a list for endings; `1` ends `2.inner.1`, too.
             target_modules="|".join(re.escape(path) for path in paths),
         )
