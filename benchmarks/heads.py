@@ -1,12 +1,12 @@
 """Heads on frozen features: `auto`, other methods of the library, and what users have otherwise.
 
 All heads get the same features, labels and splits; none gets noise information. `auto` and the peers
-solve for the head. Peers: scikit-learn's LogisticRegressionCV and cleanlab's CleanLearning on
-standardised features; on votes crowd-kit's Dawid-Skene before LogisticRegressionCV; on texts TF-IDF with
-LogisticRegressionCV; and LogisticRegressionCV on 5, 10 or 50 checked examples a class, or on all true
-labels. The other methods are trained by `hesstune.finetune` with their defaults; those that use a noise
-matrix get an estimated one. Methods that choose by validation hold out 20 % of the training examples,
-with noisy labels.
+solve for the head. Peers: scikit-learn's LogisticRegressionCV, cleanlab's CleanLearning and a support
+vector machine with an RBF kernel (up to MOST_VECTORS examples) on standardised features; on votes
+crowd-kit's Dawid-Skene before LogisticRegressionCV; on texts TF-IDF with LogisticRegressionCV; and
+LogisticRegressionCV on 5, 10 or 50 checked examples a class, or on all true labels. The other methods are
+trained by `hesstune.finetune` with their defaults; those that use a noise matrix get an estimated one.
+Methods that choose by validation hold out 20 % of the training examples, with noisy labels.
 
 Settings: `part` (development or test), `methods`, and `skip`, the tasks that are left out.
 """
@@ -35,11 +35,13 @@ from hesstune.methods import method_class
 from hesstune.methods._base import HeadMaterial
 from hesstune.models.load import LoadedModel
 from hesstune.weak.vote_models import vote_counts
-from peers import CrossValidated
+from peers import CrossValidated, SupportVectors
 from records import Run
 
 SOLVED = ("auto", "sklearn_cv", "cleanlab", "crowd_kit")
 VALIDATION = 5
+# A support vector machine is fitted to so many examples at most.
+MOST_VECTORS = 2400
 load_task = lru_cache(maxsize=1)(field_task)
 
 
@@ -61,6 +63,8 @@ def measure(case: dict[str, Any], run: Run) -> dict[str, Any] | None:
         made = _checked_alone(task, int(method.removeprefix("clean_")), seed)
     elif method == "sklearn_cv, true labels":
         made = _cross_validated(task, task.x, task.true, seed)
+    elif method == "svm_rbf":
+        made = _support_vectors(task, seed)
     elif method in SOLVED:
         made = _solved(method, task, seed)
     else:
@@ -86,6 +90,15 @@ def _cross_validated(
     task: FieldTask, x: NDArray[np.float64], labels: NDArray[np.int64], seed: int
 ) -> tuple[float, str]:
     found = CrossValidated(seed).fit(x, labels)
+    given = found.pipeline_.predict(task.x_test)
+    return float((given == task.y_test).mean()), f"C = {found.strength_:g}"
+
+
+def _support_vectors(task: FieldTask, seed: int) -> tuple[float, str] | None:
+    """Return the accuracy of a support vector machine, which is no linear head; None of many examples."""
+    if len(task.x) > MOST_VECTORS:
+        return None
+    found = SupportVectors(seed).fit(task.x, task.given)
     given = found.pipeline_.predict(task.x_test)
     return float((given == task.y_test).mean()), f"C = {found.strength_:g}"
 

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from hesstune.methods import Method, estimator_method, method_name
 from hesstune.weak import Votes
@@ -22,6 +23,8 @@ from hesstune.weak.label_models.mace import crowd_frame, no_deprecations
 
 # scikit-learn's C on standardised features, from a mean to hardly a penalty.
 STRENGTHS = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1e0]
+# Of a support vector machine; 1 is scikit-learn's default.
+SVC_STRENGTHS = [0.1, 1.0, 10.0]
 
 
 class CrossValidated(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -65,6 +68,19 @@ class Pruned(CrossValidated):
         learner.fit(scaler.transform(x), np.searchsorted(present, y))
         self.pipeline_ = Pipeline([("scale", scaler), ("fit", learner.clf)])
         self.classes_, self.strength_ = present[learner.clf.classes_], strength
+        return self
+
+
+class SupportVectors(CrossValidated):
+    """SVC with an RBF kernel on standardised features; C by cross-validated accuracy on given labels."""
+
+    def fit(self, x: NDArray[np.float64], y: NDArray[np.int64]) -> SupportVectors:
+        """Fit, with at most as many folds as the rarest class has examples."""
+        fewest = int(np.bincount(y)[np.unique(y)].min())
+        folds = StratifiedKFold(max(2, min(5, fewest)), shuffle=True, random_state=self.seed)
+        search = GridSearchCV(make_pipeline(StandardScaler(), SVC()), {"svc__C": SVC_STRENGTHS}, cv=folds)
+        self.pipeline_ = search.fit(x, y).best_estimator_
+        self.classes_, self.strength_ = self.pipeline_.classes_, float(search.best_params_["svc__C"])
         return self
 
 
