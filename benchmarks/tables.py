@@ -23,6 +23,7 @@ from hesstune.storage.files import write_text
 from hesstune.study.results import paired_difference
 from records import DOCS, ROOT, lines, result, rows
 
+ENCODERS = {"minilm": "MiniLM", "mpnet": "mpnet"}
 BLOCK = re.compile(r"<!-- generated: (\w+) -->\n.*?<!-- end of generated -->", re.DOTALL)
 TABLES: dict[str, Callable[[], str]] = dict(code_tables.TABLES)
 
@@ -428,6 +429,20 @@ def field_head_differences() -> str:
         cells.append([f"`{other}` (rank {ranks[other]:.2f}; `auto` {ranks['auto']:.2f})", *minus, below])
     titles = ["`auto` minus", f"all {len(every)} tasks", "labels from votes", "more than 0.5 points below on"]
     return markdown(titles, cells)
+
+
+@table
+def field_encoders() -> str:
+    mean = a.means(a.accuracies(rows("heads_encoders")))
+    columns = {**{name: name for name in a.PEERS}, "sklearn_cv, true labels": "*true*"}
+    tasks = list(dict.fromkeys(str(name).rpartition(" ")[0] for name in mean.index))
+    cells = [[task] for task in [*tasks, "mean"]]
+    for encoder in ENCODERS:
+        own = mean.reindex([f"{task} {encoder}" for task in tasks])
+        for row, (_, values) in zip(cells, [*own.iterrows(), ("mean", own.mean())], strict=True):
+            shown = bold_best(dict(values.dropna()), a.PEERS)
+            row += [shown.get(name, "–") for name in columns]
+    return markdown(["task", *(f"{n}, {e}" for e in ENCODERS.values() for n in columns.values())], cells)
 
 
 def _deeper(schedule: str) -> pd.DataFrame:
