@@ -156,17 +156,22 @@ def measure_skipped_classes() -> str:
 
 @table
 def measure_gauss_newton() -> str:
-    found = result("measure_gauss_newton")
-    ways = (
+    found = rows("measure_gauss_newton")
+    ways = [
         ("Lanczos for one example and layer at a time to the Gauss–Newton form",
          "{ratio_lanczos_to_form:.0f}"),
+        *((f"{peer}'s Gauss–Newton product for one example and layer at a time to the form",
+           f"{{ratio_{peer}_to_form:.0f}}") for peer in ("curvlinops", "hessian-eigenthings")),
         ("Gauss–Newton form to its limit (1 forward pass, K − 1 backward passes)",
          "{ratio_form_to_limit:.2f}"),
         ("the same with the traces of all layers", "{ratio_trace_to_limit:.2f}"),
         ("peak memory of the form to that of a training step", "{ratio_peak_form_to_training:.2f}"),
         ("the same with the traces of all layers", "{ratio_peak_trace_to_training:.2f}"),
-    )  # fmt: skip
-    return markdown(["comparison", "ratio"], ([w, f.format_map(found)] for w, f in ways))
+    ]  # fmt: skip
+    return markdown(
+        ["comparison", *(r["network"] for r in found)],
+        ([way, *(form.format_map(r) for r in found)] for way, form in ways),
+    )
 
 
 @table
