@@ -106,7 +106,7 @@ def extract_features(data: Any, out: str | Path, **options: Unpack[ExtractionKey
     left out, and counted; rows without a label are kept.
 
     Args:
-        data: A `ray.data.Dataset`, of which each row has an id; or data as for `hesstune.clean` with texts or
+        data: A `ray.data.Dataset` with an id in each row; or data as for `hesstune.clean` with texts or
             files of images, whose table is read on this machine.
         out: The folder that is written, on a file system that all machines share.
         **options: Options of `ExtractionOptions`, by name.
