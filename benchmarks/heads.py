@@ -8,11 +8,15 @@ LogisticRegressionCV on 5, 10 or 50 checked examples a class, or on all true lab
 trained by `hesstune.finetune` with their defaults; those that use a noise matrix get an estimated one.
 Methods that choose by validation hold out 20 % of the training examples, with noisy labels.
 
-Settings: `part` (development or test), `methods`, and `skip`, the tasks that are left out.
+Settings: `part` (development, test, or encoders: the test tasks of texts with features of MiniLM and of
+all-mpnet-base-v2, whose folder the environment variable MPNET names), `methods`, and `skip`, the tasks that
+are left out.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tasks import DEVELOPMENT, TEST, FieldTask, field_task
+from tasks import DEVELOPMENT, ENCODED, TEST, FieldTask, field_task
 from torch import nn
 
 import hesstune as ht
@@ -47,7 +51,7 @@ load_task = lru_cache(maxsize=1)(field_task)
 
 def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the tasks and methods."""
-    for task in DEVELOPMENT if settings["part"] == "development" else TEST:
+    for task in {"development": DEVELOPMENT, "test": TEST, "encoders": ENCODED}[settings["part"]]:
         if task not in settings.get("skip", []):
             yield from ({"task": task, "method": method} for method in settings["methods"])
 
@@ -55,6 +59,11 @@ def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def measure(case: dict[str, Any], run: Run) -> dict[str, Any] | None:
     """Fit one head; return None if the method does not apply to the task."""
     warnings.simplefilter("ignore")
+    if case["task"].endswith(" mpnet") and not os.environ.get("MPNET"):
+        print(
+            f"{case}, seed {run.seed}, skipped: MPNET names no folder of all-mpnet-base-v2", file=sys.stderr
+        )
+        return None
     task, seed, method = load_task(case["task"], run.seed, run.data), run.seed, case["method"]
     facts = {"kind": task.kind, "n": len(task.x), "noise": round(float((task.given != task.true).mean()), 4)}
     if method == "tf_idf":

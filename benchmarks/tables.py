@@ -16,6 +16,7 @@ import pandas as pd
 
 import analysis as a
 import code_tables
+import head_tables
 import memorisation as learnt
 import memory_model as memory
 from analysis import bold_best, joined, listed, markdown, signed, with_interval
@@ -24,7 +25,7 @@ from hesstune.study.results import paired_difference
 from records import DOCS, ROOT, lines, result, rows
 
 BLOCK = re.compile(r"<!-- generated: (\w+) -->\n.*?<!-- end of generated -->", re.DOTALL)
-TABLES: dict[str, Callable[[], str]] = dict(code_tables.TABLES)
+TABLES: dict[str, Callable[[], str]] = code_tables.TABLES | head_tables.TABLES
 
 
 def table(make: Callable[[], str]) -> Callable[[], str]:
@@ -422,32 +423,6 @@ def study_measures() -> str:
         cells.append([title, *taus, f"{ratios[len(ratios) // 2]:.2g}", share, str(len(pairs))])
     titles = ["measure", "τ, all runs", *(f"τ, {title}" for title in a.STUDY_PARTS.values())]
     return markdown([*titles, "median ratio to the gap", "within a factor 5", "runs"], cells)
-
-
-@table
-def field_heads() -> str:
-    columns = {name: name for name in (*a.PEERS, "crowd_kit", "tf_idf")}
-    columns |= {f"clean_{n}": f"clean {n}" for n in (5, 10, 50)} | {"sklearn_cv, true labels": "*true*"}
-    mean = a.means(a.accuracies(rows("heads"))).dropna(subset=list(a.PEERS))
-    shown = {task: bold_best(dict(own.dropna()), a.PEERS) for task, own in mean.iterrows()}
-    cells = ([task, *(own.get(name, "–") for name in columns)] for task, own in shown.items())
-    return markdown(["task", *columns.values()], cells)
-
-
-@table
-def field_head_differences() -> str:
-    found, cells = a.accuracies(rows("heads"))[list(a.PEERS)], []
-    mean = a.means(found).dropna()
-    counts = found.groupby(level="task", sort=False).count().loc[mean.index].min(axis=1)
-    every, ranks = list(counts[counts >= 5].index), a.mean_ranks(mean)
-    for other in a.PEERS[1:]:
-        lost = mean["auto"] - mean[other]
-        below = joined("{0[0]} ({0[1]:+.1f})", lost[lost < -0.5].items())
-        groups = (every, [task for task in every if task in a.VOTES])
-        minus = [with_interval(a.gains(found, other, tasks), "+.2f") for tasks in groups]
-        cells.append([f"`{other}` (rank {ranks[other]:.2f}; `auto` {ranks['auto']:.2f})", *minus, below])
-    titles = ["`auto` minus", f"all {len(every)} tasks", "labels from votes", "more than 0.5 points below on"]
-    return markdown(titles, cells)
 
 
 def _deeper(schedule: str) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import hesstune
+from hesstune.integrations.ray import ExtractionOptions
 from hesstune.labeling.options import CleanOptions, LabelOptions
 from hesstune.options import taken
 from hesstune.runs import options
@@ -39,6 +40,7 @@ KEYWORDS = {
     "CertifyKeywords": ("TypedDict", options.CertifyOptions, ()),
     "CheckKeywords": ("ColumnKeywords", options.CheckOptions, ()),
     "PredictKeywords": ("ColumnKeywords", options.PredictOptions, ()),
+    "ExtractionKeywords": ("TypedDict", ExtractionOptions, ()),
 }
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from data_files import PACS, cifar10n_lines, sentences
 from hesstune.data.examples import Examples, Texts
@@ -21,13 +23,19 @@ from hesstune.data.images import FileImages
 from hesstune.data.load import load_task
 from hesstune.inputs.batches import to_channels_last
 from hesstune.inputs.features import FeatureStore, frozen_features, sharing
-from hesstune.models.load import load_model
+from hesstune.models.load import LoadedModel, load_model
 from hesstune.storage.tables import read_table
 from hesstune.weak.vote_files import vote_columns, votes_in
 from hesstune.weak.vote_sources import RoleColumns, apply_functions, votes_by_row
 from hesstune.weak.votes import Votes
 
 HUMAN = ("worse", "aggregate", "random1", "random2", "random3")
+# Encoders that are compared on the same texts: MiniLM (22M weights), and all-mpnet-base-v2 (110M) in the
+# folder that the environment variable MPNET names.
+ENCODERS = ("minilm", "mpnet")
+# Texts of each part in that comparison at most.
+MOST = {"train": 500, "val": 50, "test": 500}
+CHUNK = 256  # texts whose features are stored together
 
 
 def cache_folder() -> Path:
@@ -120,12 +128,69 @@ def _cifar10n(data: Path) -> Source:
     return Source("cifar10n", classes, features, true, part, given, votes)
 
 
-def _text_features(texts: list[str], others: list[str] | None = None) -> NDArray[np.float32]:
-    """Return MiniLM's features of texts, or of pairs of texts."""
-    pairs = [(text, others[at] if others else None) for at, text in enumerate(texts)]
-    named = [str(at) for at in range(len(texts))]
-    examples = Examples(Texts(pairs), np.arange(len(texts)), named, None)
-    return frozen_features(load_model("minilm", 2, text=True), examples, torch.device("cpu"), 128)
+class MeanPooled(nn.Module):
+    """A linear head on the mean of an encoder's token states, as all-mpnet-base-v2 was pretrained."""
+
+    def __init__(self, folder: str, k: int) -> None:
+        import transformers
+
+        super().__init__()
+        self.encoder = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        self.head = nn.Linear(self.encoder.config.hidden_size, k)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weight = attention_mask[..., None].to(states.dtype)
+        logits: torch.Tensor = self.head((states * weight).sum(1) / weight.sum(1))
+        return logits
+
+
+@cache
+def _encoder(name: str) -> LoadedModel:
+    """Load one of ENCODERS."""
+    if name == "minilm":
+        return load_model("minilm", 2, text=True)
+    import transformers
+
+    folder = os.environ["MPNET"]
+    return load_model(
+        (MeanPooled(folder, 2), transformers.AutoTokenizer.from_pretrained(folder)), 2, text=True, head="head"
+    )
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """A data set of texts, or of pairs of texts, before they have features; see `Source`."""
+
+    classes: list[str]
+    texts: list[tuple[str, str | None]]
+    true: NDArray[np.int64]
+    part: NDArray[np.str_]
+    votes: Votes | None = None
+
+    def some(self) -> _Texts:
+        """Return at most MOST texts of each part, the same ones whatever the task's seed."""
+        order = np.random.default_rng(0x7E47).permutation(len(self.texts))
+        rows = np.sort(np.concatenate([order[self.part[order] == p][:most] for p, most in MOST.items()]))
+        votes = None if self.votes is None else self.votes.take(rows)
+        texts = [self.texts[at] for at in rows.tolist()]
+        return _Texts(self.classes, texts, self.true[rows], self.part[rows], votes)
+
+
+def _encoded(name: str, read: Callable[[Path], _Texts], encoder: str, capped: bool, data: Path) -> Source:
+    """Return a data set of texts with an encoder's features, of at most 128 tokens."""
+    found = read(data).some() if capped else read(data)
+    every = np.arange(len(found.texts))
+    examples = Examples(Texts(found.texts), every, [str(at) for at in every], None)
+    parts = np.split(every, every[CHUNK::CHUNK]) if capped else [every]
+    loaded, cpu = _encoder(encoder), torch.device("cpu")
+    features = np.concatenate([frozen_features(loaded, examples.take(rows), cpu, 128) for rows in parts])
+    texts = [" ".join(text for text in pair if text is not None) for pair in found.texts]
+    return Source(name, found.classes, features, found.true, found.part, {}, found.votes, texts)
+
+
+def _alone(texts: list[str]) -> list[tuple[str, str | None]]:
+    return [(text, None) for text in texts]
 
 
 def _own_split(data: Path, name: str) -> tuple[list[tuple[str, ...]], NDArray[np.int64], NDArray[np.str_]]:
@@ -138,19 +203,18 @@ def _own_split(data: Path, name: str) -> tuple[list[tuple[str, ...]], NDArray[np
     )
 
 
-def _wrench(name: str) -> Callable[[Path], Source]:
-    def read(data: Path) -> Source:
+def _wrench(name: str) -> Callable[[Path], _Texts]:
+    def read(data: Path) -> _Texts:
         table = read_table(data / "wrench" / f"{name}.csv")
         classes = sorted(set(table.cells("label")))
         votes = votes_in(table, vote_columns(table), classes)
-        texts = table.cells("text")
         true, part = _indexed(table.cells("label"), classes), np.array(table.cells("split"))
-        return Source(name, classes, _text_features(texts), true, part, {}, votes, texts)
+        return _Texts(classes, _alone(table.cells("text")), true, part, votes)
 
     return read
 
 
-def _amazon(data: Path) -> Source:
+def _amazon(data: Path) -> _Texts:
     table = read_table(data / "amazon_isbook" / "texts.csv")
     crowd = read_table(data / "amazon_isbook" / "votes_long.csv")
     written = votes_by_row(crowd, RoleColumns())
@@ -160,38 +224,42 @@ def _amazon(data: Path) -> Source:
     place = {name: at for at, name in enumerate(table.cells("id"))}
     rows = np.array([place[name] for name in written.ids])
     votes = written.votes(classes)[0].spread(rows, len(place))
-    texts = table.cells("text")
     true, part = _indexed(table.cells("label"), classes), np.array(table.cells("split"))
-    return Source("amazon_isbook", classes, _text_features(texts), true, part, {}, votes, texts)
+    return _Texts(classes, _alone(table.cells("text")), true, part, votes)
 
 
-def _sst2(data: Path) -> Source:
+def _sst2(data: Path) -> _Texts:
     from sentiment_rules import RULES
 
     found, true, parts = _own_split(data, "sst2")
     texts, classes = [text for (text,) in found], ["negative", "positive"]
     rules = [(rule.__name__, rule) for rule in RULES]
     votes = apply_functions(rules, [{"text": text} for text in texts], classes)
-    return Source("sst2", classes, _text_features(texts), true, parts, {}, votes, texts)
+    return _Texts(classes, _alone(texts), true, parts, votes)
 
 
-def _mrpc(data: Path) -> Source:
+def _mrpc(data: Path) -> _Texts:
     found, true, parts = _own_split(data, "mrpc")
-    features = _text_features([one for one, _ in found], [other for _, other in found])
-    return Source(
-        "mrpc", ["different", "same"], features, true, parts, {}, None, [" ".join(p) for p in found]
-    )
+    return _Texts(["different", "same"], [(one, other) for one, other in found], true, parts)
 
 
-SOURCES: dict[str, Callable[[Path], Source]] = {
-    "digits": _digits,
-    **{domain: _pacs(domain) for domain in PACS},
-    "cifar10n": _cifar10n,
+TEXTS: dict[str, Callable[[Path], _Texts]] = {
     "youtube": _wrench("youtube"),
     "trec": _wrench("trec"),
     "amazon_isbook": _amazon,
     "sst2": _sst2,
     "mrpc": _mrpc,
+}
+SOURCES: dict[str, Callable[[Path], Source]] = {
+    "digits": _digits,
+    **{domain: _pacs(domain) for domain in PACS},
+    "cifar10n": _cifar10n,
+    **{name: partial(_encoded, name, read, "minilm", False) for name, read in TEXTS.items()},
+    **{
+        f"{name} {encoder}": partial(_encoded, f"{name} {encoder}", read, encoder, True)
+        for name, read in TEXTS.items()
+        for encoder in ENCODERS
+    },
 }
 
 

@@ -6,12 +6,12 @@ were run once afterwards. No test task shares both source and seed with a develo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sources import Source, source
+from sources import ENCODERS, Source, source
 
 from data_files import PACS
 from hesstune.noise.instance import instance_transitions
@@ -22,6 +22,15 @@ from hesstune.weak.votes import Votes
 
 TRAIN_SHARE, TEST_SHARE = 0.6, 0.2
 SPLIT_SEED = 0x9AC5  # of the domains of PACS
+TEXT_TEST = (
+    "youtube votes",
+    "trec votes",
+    "amazon_isbook votes",
+    "sst2 symmetric:0.2",
+    "sst2 symmetric:0.4",
+    "mrpc pair:0.2",
+    "sst2 votes",
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,16 @@ def _plans() -> dict[str, _Plan]:
     return found
 
 
+def _plans_of_encoders() -> dict[str, _Plan]:
+    """Return the test tasks of texts with the features of each encoder, on the same rows."""
+    return {
+        f"{task} {encoder}": replace(plan, source=f"{plan.source} {encoder}")
+        for task, plan in _plans().items()
+        if task in TEXT_TEST
+        for encoder in ENCODERS
+    }
+
+
 def _plans_of_examples() -> dict[str, _Plan]:
     """Return plans with errors that depend on the example, for development."""
     found: dict[str, _Plan] = {}
@@ -102,7 +121,7 @@ def _plans_of_examples() -> dict[str, _Plan]:
     return found
 
 
-TASKS = _plans() | _plans_of_examples()
+TASKS = _plans() | _plans_of_encoders() | _plans_of_examples()
 DEVELOPMENT = (
     *(f"{d} {n}" for d in ("cartoon", "sketch") for n in ("symmetric:0.2", "symmetric:0.4", "pair:0.4")),
     "cartoon instance:0.3",
@@ -153,6 +172,8 @@ TEST = (
     "cifar10n random1",
     "cifar10n aggregate",
 )
+# Both encoders on the same 500 training and 500 test texts at most.
+ENCODED = tuple(f"{task} {encoder}" for task in TEXT_TEST for encoder in ENCODERS)
 
 
 def _rows(found: Source, plan: _Plan, rng: np.random.Generator) -> tuple[NDArray[np.int64], ...]:

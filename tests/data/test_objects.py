@@ -194,7 +194,7 @@ def test_damaged_images_in_memory_are_named_or_skipped(tmp_path):
     rows = [Image.open(tmp_path / name) for name in ("x.png", "x.png", "y.png", "x.png", "x.png")]
     frame = pandas.DataFrame({"image": rows, "label": [0, 1, 1, 0, 1], "id": list("abcde")})
     for data, ids in ((frame, list("abde")), ((rows, [0, 1, 1, 0, 1]), ["0", "1", "3", "4"])):
-        with pytest.raises(DataError, match="image of example 2"):
+        with pytest.raises(DataError, match=r"image of example [c2]"):
             load_task(data, **WHOLE)
         found = load_task(data, skip_bad=True, **WHOLE)
         assert (found.train.ids, found.train.labels.tolist()) == (ids, [0, 1, 0, 1])

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -122,6 +124,30 @@ def test_files_that_cannot_be_used_are_refused(tmp_path):
     pd.DataFrame({"label": NAMES}).to_parquet(tmp_path / "b.parquet")
     with pytest.raises(DataError, match="column of vectors"):
         listing(f"features:{tmp_path / 'b.parquet'}", 8)
+
+
+def test_a_folder_of_parquet_files_is_read_in_order(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    for start in (0, 4, 8):
+        labels = [None] * 4 if start == 4 else list("abab")
+        table = {"id": range(start, start + 4), "label": labels, "features": list(rows[start : start + 4])}
+        parquet.write_table(pa.table(table), tmp_path / f"part-{start}.parquet")
+    (tmp_path / "_SUCCESS").touch()
+    found = listing(f"features:{tmp_path}", 8, labelled=False)
+    np.testing.assert_array_equal(found.vectors.values(), rows)
+    assert found.given == [*"abab", "", "", "", "", *"abab"]
+    assert listing(f"features:{tmp_path}/part-[08].parquet", 8).ids == [
+        str(i) for i in (0, 1, 2, 3, 8, 9, 10, 11)
+    ]
+    with pytest.raises(DataError, match="no texts or images"):
+        listing(f"features:{tmp_path}", 8, how=Reading(Columns(text="text")))
+    pd.DataFrame({"id": [1], "features": [[1.0]]}).to_parquet(tmp_path / "part-9.parquet")
+    with pytest.raises(DataError, match="features"):
+        listing(f"features:{tmp_path}", 8)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="folder without a table"):
+        listing(f"features:{tmp_path}", 8)
 
 
 def test_a_head_on_vectors_is_a_run_like_others(tmp_path):

@@ -163,3 +163,10 @@ def test_texts_are_computed_in_the_batches_of_a_run_by_itself(tiny_bert, tmp_pat
     assert store.computed == 40
     seen({**options, "max_length": 4}, store)
     assert store.computed == 80
+
+
+def test_the_network_is_moved_to_the_device_of_its_inputs(few, image_folder, monkeypatch):
+    loaded, task = load_model(few["model"], 2), load_task(f"folder:{image_folder}", size=16)
+    monkeypatch.setattr(FeatureStore, "rows", lambda *args: {"": torch.zeros(1, 1)})
+    frozen_features(loaded, task.train, torch.device("meta"))
+    assert {p.device.type for p in loaded.model.parameters()} == {"meta"}

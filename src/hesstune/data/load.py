@@ -163,13 +163,16 @@ def load_examples(
     cache_mib: int = 4096,
     how: Reading | None = None,
     skip_blank: bool = False,
+    may_be_empty: bool = False,
 ) -> NewExamples:
     """Load all examples of a data set for prediction, with the labels that are among `classes`.
 
-    Blank texts are kept, or left out with `skip_blank`. Other arguments: see `load_task`.
+    Blank texts are kept, or left out with `skip_blank`. DataError is raised if no image can be decoded,
+    unless the result `may_be_empty`. Other arguments: see `load_task`.
     """
     how = how or Reading()
-    found, source, skipped = _decoded(listing(spec, size, False, how), size, skip_bad, cache_mib, how)
+    read = listing(spec, size, False, how)
+    found, source, skipped = _decoded(read, size, skip_bad, cache_mib, how, may_be_empty)
     labels, notes = (None, []) if found.given is None else labels_among(found.given, classes)
     examples = Examples(source, np.arange(len(found)), found.ids, labels, label_sources=found.label_sources)
     notes += [] if labels is None else source_notes(examples, "new")
@@ -214,7 +217,9 @@ def _reused(key: tuple[object, ...], make: Callable[[], T]) -> T:
     return found
 
 
-def _decoded(found: Listing, size: Size, skip_bad: bool, cache_mib: int, how: Reading) -> _Decoded:
+def _decoded(
+    found: Listing, size: Size, skip_bad: bool, cache_mib: int, how: Reading, may_be_empty: bool = False
+) -> _Decoded:
     """Decode the images of a listing; leave out damaged ones if that is asked for."""
     if how.background != WHITE and (found.texts is not None or found.vectors is not None):
         kind = "feature vectors" if found.texts is None else "texts"
@@ -239,7 +244,7 @@ def _decoded(found: Listing, size: Size, skip_bad: bool, cache_mib: int, how: Re
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise DataError(f"{next(iter(bad.values()))}{more}; --skip-bad-images leaves such files out")
     good = [i for i in range(len(found)) if i not in bad]
-    if not good:
+    if not good and not may_be_empty:
         raise DataError("none of the images can be decoded")
     skipped = [(found.ids[i], reason) for i, reason in bad.items()]
     return found.take(good), source.take(good), skipped

@@ -292,8 +292,10 @@ def frozen_features(
 ) -> NDArray[np.float32]:
     """Return the inputs of the network's head, (N, D) float32, in eval mode, from the shared store.
 
-    ModelError is raised if the head is not the network's last operation, so that it has no features.
+    The network is moved to the device. ModelError is raised if the head is not the network's last operation,
+    so that it has no features.
     """
+    loaded.model.to(device)
     feed = make_inputs(examples, loaded, device, max_length=max_length)
     found = (_ACTIVE.get() or FeatureStore()).rows(loaded, {"": examples}, {"": feed}, max_length)
     if found is None:

@@ -211,3 +211,23 @@ class PredictKeywords(ColumnKeywords, total=False):
     blank_texts: Literal["predict", "leave_out"]
     skip_bad_images: bool
     device: str
+
+
+class ExtractionKeywords(TypedDict, total=False):
+    """`ExtractionOptions` by name."""
+
+    model: str | None
+    head: Sequence[str] | str
+    image_size: int | None
+    max_length: int
+    device: str
+    text_column: str | None
+    image_column: str | None
+    id_column: str | None
+    label_column: str | None
+    batch_size: int | None
+    workers: int
+    cpus: int
+    gpus: float
+    skip_bad_images: bool
+    overwrite: bool

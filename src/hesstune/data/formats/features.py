@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hesstune.checks import readable_file
+from hesstune.checks import expanded, readable_file
 from hesstune.data.examples import Listing
 from hesstune.data.formats._base import DataFormat
 from hesstune.data.formats.memory import INPUTS, read_object
@@ -21,7 +21,7 @@ from hesstune.errors import DataError, listed
 from hesstune.resizing import Size
 from hesstune.storage.columns import CsvTable, as_cell
 from hesstune.storage.files import array_header, npz_names, read_npz, reading
-from hesstune.storage.table_files import SUFFIXES
+from hesstune.storage.table_files import SUFFIXES, table_files
 from hesstune.storage.tables import read_table
 
 # The arrays of an .npz file, by the name of the column that they become, in any case.
@@ -43,7 +43,8 @@ class Features(DataFormat):
     written = "features:PATH"
     summary = (
         "Embeddings: an .npz file with `features` (N, D) and `labels`; a .npy file (N, D) with a table of "
-        "labels beside it, NAME.csv; or a Parquet file with a column of vectors, and `label`."
+        "labels beside it, NAME.csv; or a Parquet file, or a folder of such files, with a column of vectors, "
+        "and `label`."
     )
     has_columns = True
     suffixes = (".npy",)
@@ -57,15 +58,18 @@ class Features(DataFormat):
 
     @classmethod
     def read(cls, path: str, size: Size, labelled: bool, how: Reading) -> Listing:
-        file, suffix = readable_file(path, "the file of feature vectors"), Path(path).suffix.lower()
         if how.columns.text or how.columns.image:
             raise DataError("features: data holds vectors, no texts or images; name no column of these")
+        shards = table_files(expanded(path), "the folder of feature vectors", DataError)
+        if shards is not None:
+            return _of_parquet(shards.files, expanded(path), size, labelled, how)
+        file, suffix = readable_file(path, "the file of feature vectors"), Path(path).suffix.lower()
         if suffix == ".npz":
             return _of_npz(file, labelled, how)
         if suffix == ".npy":
             return _of_npy(file, labelled, how)
         if suffix in SUFFIXES["parquet"]:
-            return _of_parquet(file, size, labelled, how)
+            return _of_parquet([file], file, size, labelled, how)
         raise DataError(f"{file} is no file of feature vectors; give an .npz, .npy or .parquet file")
 
 
@@ -146,16 +150,22 @@ def _of_npy(file: Path, labelled: bool, how: Reading) -> Listing:
     return replace(made, column_names=list(table.columns))
 
 
-def _of_parquet(file: Path, size: Size, labelled: bool, how: Reading) -> Listing:
-    import pandas as pd
+def _of_parquet(files: list[Path], name: Path, size: Size, labelled: bool, how: Reading) -> Listing:
+    """Read the Parquet files that a name stands for, one after another."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
 
-    with reading(file, "Parquet", DataError):
-        frame = pd.read_parquet(file)
+    tables = []
+    for file in files:
+        with reading(file, "Parquet", DataError):
+            tables.append(parquet.ParquetFile(file).read())
+    with reading(name, "Parquet files of the same columns", DataError):
+        frame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
     # Named as its owner named them: a column of texts beside the vectors is no input.
-    others = [name for name in frame.columns if str(name).strip().lower() in INPUTS]
+    others = [column for column in frame.columns if str(column).strip().lower() in INPUTS]
     kept = frame.drop(columns=others)
-    if vector_column({str(name): kept[name] for name in kept.columns}, str(file)) is None:
-        raise DataError(f"{file} needs a column of vectors, such as features; got {listed(frame.columns)}")
-    found = read_object(kept, size, labelled, how, str(file))
-    notes = [f"columns of {file} left out: {listed(others)}"] if others else []
+    if vector_column({str(own): kept[own] for own in kept.columns}, str(name)) is None:
+        raise DataError(f"{name} needs a column of vectors, such as features; got {listed(frame.columns)}")
+    found = read_object(kept, size, labelled, how, str(name))
+    notes = [f"columns of {name} left out: {listed(others)}"] if others else []
     return replace(found, notes=[*notes, *found.notes])

@@ -175,7 +175,7 @@ class _Reader:
         elif own and isinstance(own[0], str):
             found = _Inputs(name, [row if isinstance(row, str) else as_cell(row) for row in own], True)
         else:
-            found = self.inputs(own, name)
+            found = self.inputs(own, name, values.get(roles.get("id", "")))
         others = {n: n for n in names if n not in roles and n not in roles.values()}
         columns_of = {role: column for role, column in (roles | others).items() if role != kind}
         found.columns |= {role: _cells(values[column]) for role, column in columns_of.items()}
@@ -248,8 +248,11 @@ class _Reader:
             found.classes = [str(name) for name in classes]
         return found
 
-    def inputs(self, given: Any, what: str) -> _Inputs:
-        """Tell texts, image files, images and vectors apart by the first of them that is not missing."""
+    def inputs(self, given: Any, what: str, ids: list[Any] | None = None) -> _Inputs:
+        """Tell texts, image files, images and vectors apart by the first of them that is not missing.
+
+        Messages on images name the ids; default: numbers.
+        """
         if is_sparse(given):
             return _Inputs(what, vectors_of_array(dense(given, what)[0], what))
         if isinstance(given, torch.Tensor):
@@ -269,8 +272,11 @@ class _Reader:
             if not all(len(row) == 2 and all(isinstance(text, str) for text in row) for row in rows):
                 raise DataError(f"{what} holds tuples; an input is a text, two texts, an image or its file")
             return _Inputs(what, [a for a, _ in rows], columns={"text2": [b for _, b in rows]})
-        if hasattr(first, "convert"):
-            return _Inputs(what, decode_objects(rows, self.size, self.background))
+        is_encoded = isinstance(first, bytes) or (
+            isinstance(first, dict) and first.keys() <= {"bytes", "path"}
+        )
+        if hasattr(first, "convert") or is_encoded:
+            return _Inputs(what, decode_objects(rows, self.size, self.background, ids))
         return _Inputs(what, self.arrays(rows, what))
 
     def arrays(self, rows: list[Any], what: str) -> Pixels | Vectors:

@@ -1,0 +1,53 @@
+"""Generated parts of the documentation that compare heads on frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import analysis as a
+from analysis import bold_best, joined, markdown, with_interval
+from records import rows
+
+ENCODERS = {"minilm": "MiniLM", "mpnet": "mpnet"}
+
+
+def field_heads() -> str:
+    columns = {name: name for name in (*a.PEERS, "crowd_kit", "tf_idf")}
+    columns |= {f"clean_{n}": f"clean {n}" for n in (5, 10, 50)} | {"sklearn_cv, true labels": "*true*"}
+    mean = a.means(a.accuracies(rows("heads"))).dropna(subset=list(a.PEERS))
+    shown = {task: bold_best(dict(own.dropna()), a.PEERS) for task, own in mean.iterrows()}
+    cells = ([task, *(own.get(name, "–") for name in columns)] for task, own in shown.items())
+    return markdown(["task", *columns.values()], cells)
+
+
+def field_head_differences() -> str:
+    found, cells = a.accuracies(rows("heads"))[list(a.PEERS)], []
+    mean = a.means(found).dropna()
+    counts = found.groupby(level="task", sort=False).count().loc[mean.index].min(axis=1)
+    every, ranks = list(counts[counts >= 5].index), a.mean_ranks(mean)
+    for other in a.PEERS[1:]:
+        lost = mean["auto"] - mean[other]
+        below = joined("{0[0]} ({0[1]:+.1f})", lost[lost < -0.5].items())
+        groups = (every, [task for task in every if task in a.VOTES])
+        minus = [with_interval(a.gains(found, other, tasks), "+.2f") for tasks in groups]
+        cells.append([f"`{other}` (rank {ranks[other]:.2f}; `auto` {ranks['auto']:.2f})", *minus, below])
+    titles = ["`auto` minus", f"all {len(every)} tasks", "labels from votes", "more than 0.5 points below on"]
+    return markdown(titles, cells)
+
+
+def field_encoders() -> str:
+    mean = a.means(a.accuracies(rows("heads_encoders")))
+    columns = {**{name: name for name in a.PEERS}, "sklearn_cv, true labels": "*true*"}
+    tasks = list(dict.fromkeys(str(name).rpartition(" ")[0] for name in mean.index))
+    cells = [[task] for task in [*tasks, "mean"]]
+    for encoder in ENCODERS:
+        own = mean.reindex([f"{task} {encoder}" for task in tasks])
+        for row, (_, values) in zip(cells, [*own.iterrows(), ("mean", own.mean())], strict=True):
+            shown = bold_best(dict(values.dropna()), a.PEERS)
+            row += [shown.get(name, "–") for name in columns]
+    return markdown(["task", *(f"{n}, {e}" for e in ENCODERS.values() for n in columns.values())], cells)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    made.__name__: made for made in (field_heads, field_head_differences, field_encoders)
+}
