@@ -284,3 +284,18 @@ def bold_best(values: Mapping[str, float], among: Sequence[str]) -> dict[str, st
 def joined(form: str, values: Iterable[object]) -> str:
     """Return the values in one cell."""
     return ", ".join(form.format(value) for value in values)
+
+
+def robust_defaults() -> str:
+    """Return the table of `robust` with its defaults against plain fine-tuning that is stopped."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows("robust_defaults"):
+        found.setdefault(f"{row['task']}, {row['schedule']}", {})[row["method"]] = 100 * row["accuracy"]
+    whole = pd.DataFrame.from_dict(found, orient="index").dropna()
+    whole.loc["mean"] = whole.mean()
+    whole["difference"] = whole["robust"] - whole["plain, stopped"]
+    cells = [
+        [name, *(f"{value:.1f}" for value in own[:-1]), signed(own.iloc[-1])]
+        for name, own in whole.iterrows()
+    ]
+    return markdown(["task, schedule", *whole.columns], cells)

@@ -192,21 +192,6 @@ def text() -> str:
 
 
 @table
-def robust_defaults() -> str:
-    found: dict[str, dict[str, float]] = {}
-    for row in rows("robust_defaults"):
-        found.setdefault(f"{row['task']}, {row['schedule']}", {})[row["method"]] = 100 * row["accuracy"]
-    whole = pd.DataFrame.from_dict(found, orient="index").dropna()
-    whole.loc["mean"] = whole.mean()
-    whole["difference"] = whole["robust"] - whole["plain, stopped"]
-    cells = [
-        [name, *(f"{value:.1f}" for value in own[:-1]), signed(own.iloc[-1])]
-        for name, own in whole.iterrows()
-    ]
-    return markdown(["task, schedule", *whole.columns], cells)
-
-
-@table
 def versions() -> str:
     found = []
     for line in lines("versions"):
@@ -442,6 +427,7 @@ def _deeper_table(schedule: str) -> str:
     return markdown(["task", "seeds", *found.columns], cells)
 
 
+TABLES["robust_defaults"] = a.robust_defaults
 TABLES["field_deeper_fitted"] = lambda: _deeper_table("fitted")
 TABLES["field_deeper_short"] = lambda: _deeper_table("short")
 

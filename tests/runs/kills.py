@@ -108,7 +108,7 @@ def main(kills, seed):
             run = ht.Run.load(out)
             found["runs"] += 1
             found["identical"] += outcome(run) == whole[method]
-            found["epochs_once"] += [m["epoch"] for m in run.metrics] == [1, 2, 3, 4, 5, 6]
+            found["epochs_once"] += [m["epoch"] for m in run.metrics] == list(range(1, len(run.metrics) + 1))
     return found
 
 

@@ -363,7 +363,9 @@ class Trainer:
             "random": None if partial is None else random_state(self.accelerator.device),
         }
         if rank() == 0 or self.run.shard:
-            self.checkpoints.save(self.schedule.last_epoch, tree)
+            # Checkpoints are in order of their steps; those of a second path follow the first one's.
+            first = self.order.steps * self.optimisation.epochs if self._first_path else 0
+            self.checkpoints.save(first + self.schedule.last_epoch, tree)
         self._saved_at = time.monotonic()
 
     def resume(self) -> None:
