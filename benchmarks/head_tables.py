@@ -12,7 +12,7 @@ ENCODERS = {"minilm": "MiniLM", "mpnet": "mpnet"}
 
 
 def field_heads() -> str:
-    columns = {name: name for name in (*a.PEERS, "crowd_kit", "tf_idf")}
+    columns = {name: name for name in (*a.PEERS, "svm_rbf", "crowd_kit", "tf_idf")}
     columns |= {f"clean_{n}": f"clean {n}" for n in (5, 10, 50)} | {"sklearn_cv, true labels": "*true*"}
     mean = a.means(a.accuracies(rows("heads"))).dropna(subset=list(a.PEERS))
     shown = {task: bold_best(dict(own.dropna()), a.PEERS) for task, own in mean.iterrows()}
