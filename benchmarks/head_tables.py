@@ -15,6 +15,7 @@ def field_heads() -> str:
     columns = {name: name for name in (*a.PEERS, "svm_rbf", "crowd_kit", "tf_idf")}
     columns |= {f"clean_{n}": f"clean {n}" for n in (5, 10, 50)} | {"sklearn_cv, true labels": "*true*"}
     mean = a.means(a.accuracies(rows("heads"))).dropna(subset=list(a.PEERS))
+    columns = {name: title for name, title in columns.items() if name in mean}  # with records
     shown = {task: bold_best(dict(own.dropna()), a.PEERS) for task, own in mean.iterrows()}
     cells = ([task, *(own.get(name, "–") for name in columns)] for task, own in shown.items())
     return markdown(["task", *columns.values()], cells)
