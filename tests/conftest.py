@@ -36,6 +36,16 @@ def _temporary_folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
+def _forget_modules_of_tests(tmp_path_factory):
+    """Modules that a test wrote and loaded are unknown to the next one."""
+    yield
+    written = str(tmp_path_factory.getbasetemp())
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(written):
+            del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
 def _same_start():
     """One thread, and the same random state, whatever tests ran before."""
     torch.set_num_threads(1)
