@@ -37,9 +37,10 @@ def _temporary_folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _forget_modules_of_tests(tmp_path_factory):
-    """Modules that a test wrote and loaded are unknown to the next one."""
+    """Modules that a test wrote and loaded are unknown to the next one, and so are their folders."""
     yield
     written = str(tmp_path_factory.getbasetemp())
+    sys.path[:] = [folder for folder in sys.path if not str(folder).startswith(written)]
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(written):
             del sys.modules[name]
