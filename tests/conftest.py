@@ -37,12 +37,13 @@ def _temporary_folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _forget_modules_of_tests(tmp_path_factory):
-    """Modules that a test wrote and loaded are unknown to the next one, and so are their folders."""
+    """Folders that a test put on the import path leave it, and modules from them are forgotten."""
+    before, written = list(sys.path), str(tmp_path_factory.getbasetemp())
     yield
-    written = str(tmp_path_factory.getbasetemp())
-    sys.path[:] = [folder for folder in sys.path if not str(folder).startswith(written)]
+    added = [folder for folder in sys.path if folder not in before and str(folder).startswith(written)]
+    sys.path[:] = [folder for folder in sys.path if folder not in added]
     for name, module in list(sys.modules.items()):
-        if (getattr(module, "__file__", None) or "").startswith(written):
+        if (getattr(module, "__file__", None) or "").startswith(tuple(added)):
             del sys.modules[name]
 
 
