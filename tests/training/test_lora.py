@@ -177,7 +177,7 @@ def test_a_head_that_is_all_there_is_has_no_use_for_adapters(texts):
 
 def test_without_peft_the_install_command_is_named(texts, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(MissingExtraError, match="LoRA needs the package peft: .*pip install"):
+    with pytest.raises(MissingExtraError, match=r"LoRA needs the package peft: .*pip install"):
         ht.finetune(texts)
 
 
