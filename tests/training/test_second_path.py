@@ -49,6 +49,17 @@ def test_the_best_epoch_of_both_paths_is_kept(options, monkeypatch, same_weights
         assert any(f"was trained by {word}" in note for note in run.facts.notes)
 
 
+def test_plain_cross_entropy_is_kept_if_the_corrected_loss_teaches_nothing(options, monkeypatch):
+    monkeypatch.setattr(
+        "hesstune.methods.constrained.consistent", lambda setup: lambda logits, _: 0 * logits.sum()
+    )
+    options |= {"warmup_epochs": 0, "lr": 1e-3}
+    run = ht.finetune(options)
+    fixed = {**options, "radius": run.outcome.radii, "method": "constraint", "noise_matrix": "true"}
+    assert losses(run) == losses(ht.finetune(fixed))[: int(SECOND_PATH * 6)]
+    assert any("was trained by plain cross-entropy" in note for note in run.facts.notes)
+
+
 def test_the_second_path_costs_at_most_four_fifths_of_a_run_and_none_without_noise(options):
     seen, step = counted()
     ht.finetune(options, progress=step)

@@ -101,8 +101,9 @@ class Robust(Constraint):
 
     Consistent loss and layer-wise constraint, after a warm-up of plain cross-entropy (inside the same
     constraints). If validation chooses the epoch (`--select best`, the default if more than the head is
-    trained), the constraints are wider, and a second path goes on with the warm-up's loss: the epoch with
-    the best validation likelihood under the noise matrix is kept. Source: Ju, Li, Zhang 2022, Algorithm 1.
+    trained), the constraints are so wide that they seldom act, and a second path goes on with the warm-up's
+    loss: the epoch with the best validation likelihood under the noise matrix is kept. Source: Ju, Li, Zhang
+    2022, Algorithm 1.
     """
 
     tier: ClassVar[Tier] = "recommended"

@@ -15,8 +15,7 @@ from hesstune.errors import ConfigError, MissingExtraError, listed
 from hesstune.forward import Inputs, clear_caches, evaluating, logits_of
 from hesstune.reference import in_modules, is_conv1d, layer_names
 
-# The default learning rate, as a multiple of that of whole layers. Hu et al. 2022, table 9: 4e-4 and 5e-4 on
-# GLUE, where RoBERTa is fine-tuned whole at 1e-5 to 3e-5.
+# The default learning rate, as a multiple of that of whole layers; not compared with others.
 ADAPTERS_LR = 10.0
 # What peft calls the adapter of each layer.
 NAME = "default"
