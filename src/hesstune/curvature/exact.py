@@ -398,8 +398,9 @@ def _shuffled_signs(size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _square_norm(layer: CapturedLayer, gradient: torch.Tensor) -> torch.Tensor:
     """Return ‖Σ_t g_t a_tᵀ‖² of every example, (B,)."""
     if layer.prefers_gram():
+        # ⟨A Aᵀ, G Gᵀ⟩: no temporary tensor is larger than T × T.
         tokens = layer.output_tokens(gradient)
-        return ((layer.gram() @ tokens) * tokens).flatten(1).sum(1)
+        return torch.linalg.vecdot(layer.gram().flatten(1), (tokens @ tokens.mT).flatten(1))
     return layer.pullback(gradient).flatten(1).square().sum(1)
 
 
