@@ -400,7 +400,8 @@ def _square_norm(layer: CapturedLayer, gradient: torch.Tensor) -> torch.Tensor:
     if layer.prefers_gram():
         # ⟨A Aᵀ, G Gᵀ⟩: no temporary tensor is larger than T × T.
         tokens = layer.output_tokens(gradient)
-        return torch.linalg.vecdot(layer.gram().flatten(1), (tokens @ tokens.mT).flatten(1))
+        norms: torch.Tensor = torch.linalg.vecdot(layer.gram().flatten(1), (tokens @ tokens.mT).flatten(1))
+        return norms
     return layer.pullback(gradient).flatten(1).square().sum(1)
 
 
