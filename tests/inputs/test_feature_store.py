@@ -13,7 +13,7 @@ import hesstune as ht
 from commands import inside
 from hesstune.data.load import load_task
 from hesstune.inputs import features as feature_store
-from hesstune.inputs.features import FeatureStore, cached_features, frozen_features, sharing
+from hesstune.inputs.features import CHECKED_ROWS, FeatureStore, cached_features, frozen_features, sharing
 from hesstune.labeling.label_data import label_data
 from hesstune.models.load import load_model
 
@@ -163,17 +163,17 @@ def test_a_second_command_reads_the_features_of_the_first(few, cache, counted, i
     command += ["--train", "head", "--method", "auto", "--overwrite", "--out"]
     first = inside(*command, cache.parent / "one")
     again = inside(*command, cache.parent / "two")
-    assert sum(counted) == 24
+    assert sum(counted) == 24 + CHECKED_ROWS
     assert str(cache) not in first.stdout
     assert str(cache) in again.stdout
     one, two = (ht.Run.load(cache.parent / name).loaded().model.state_dict() for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     Image.new("RGB", (20, 24), (255, 0, 0)).save(next(image_folder.rglob("*.png")))
     inside(*command, cache.parent / "two")
-    assert sum(counted) == 48
+    assert sum(counted) == 48 + CHECKED_ROWS
     monkeypatch.setenv("HESSTUNE_CACHE", "")
     assert str(cache) not in inside(*command, cache.parent / "two").stdout
-    assert sum(counted) == 72
+    assert sum(counted) == 72 + CHECKED_ROWS
 
 
 def test_a_cache_deletes_what_was_not_used_for_longest(few, image_folder, tmp_path):
@@ -194,6 +194,44 @@ def test_a_cache_deletes_what_was_not_used_for_longest(few, image_folder, tmp_pa
     assert first < kept
     assert len(kept) == 2
     assert files(19, 0)[1] == kept  # larger than the whole cache: not written
+
+
+def changed_weight(model):
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+
+
+def changed_forward(model):
+    """Edit the code of the network as a user may: no weight and no name of a class changes."""
+    first = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
+    first.forward = lambda x: 1.5 * torch.nn.Conv2d.forward(first, x)
+
+
+def changed_argument(model):
+    next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d)).padding_mode = "circular"
+
+
+@pytest.mark.parametrize("change", [changed_weight, changed_forward, changed_argument])
+def test_a_changed_network_reads_no_stale_features_of_a_cache(few, image_folder, tmp_path, change):
+    task = load_task(f"folder:{image_folder}", size=16)
+
+    def features(folder, change=None):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # this network starts at random
+            loaded = load_model(few["model"], 2)
+        if change is not None:
+            change(loaded.model)
+        with sharing(FeatureStore(folder, cache=True)) as store:
+            return frozen_features(loaded, task.train, CPU), store
+
+    folder = tmp_path / "cache"
+    first, _ = features(folder)
+    again, store = features(folder)
+    assert np.array_equal(first, again)
+    assert store.computed == 0
+    found, store = features(folder, change)
+    assert store.computed == len(task.train)
+    assert np.array_equal(found, features(None, change)[0])
 
 
 def test_a_cache_that_cannot_be_written_is_left_out(few, image_folder, tmp_path):

@@ -30,6 +30,9 @@ from hesstune.storage.tensors import digest, digest_of_texts, load_tree, save_tr
 # Raised whenever what is stored, or how it is computed, changes.
 FORMAT = "3"
 MOST_MIB = 2048
+# So many rows of a cache are computed again when its file is read; they may differ by a share of their norm.
+# An edited `forward` of a user's network, or another version of its library, has the same key.
+CHECKED_ROWS, TOLERANCE = 4, 1e-3
 # The environment variable that names the user's cache; if it is empty, nothing is kept there.
 CACHE = "HESSTUNE_CACHE"
 
@@ -152,7 +155,8 @@ class FeatureStore:
     `read` the files with rows that it found. RunError is raised if the folder cannot be written to.
 
     A `cache` outlives its block: beyond `most_mib` of files, those not used for longest are deleted, and rows
-    that cannot be written are kept in memory only.
+    that cannot be written are kept in memory only. A few rows are compared with the network's present
+    features; if they differ, all are computed again.
 
     Example:
         >>> import hesstune as ht
@@ -218,6 +222,8 @@ class FeatureStore:
         with self._locked(key) as path:
             if path is not None:
                 table = _Features.read(path)
+                if self._cache and self._is_stale(table, loaded, part, feed):
+                    table = _Features()
             missing = table.missing(part.rows)
             if path is not None and len(missing) < len(part.rows):
                 self.read += len(part.rows) - len(missing)
@@ -241,6 +247,21 @@ class FeatureStore:
         while sum(kept.features.nbytes for kept in self._memory.values()) > self._most:
             self._memory.popitem(last=False)
         return table
+
+    @staticmethod
+    def _is_stale(table: _Features, loaded: LoadedModel, part: Examples, feed: ModelInputs) -> bool:
+        """Tell whether the network has other features than the table, for a few of the rows that it has."""
+        known = np.flatnonzero(np.isin(part.rows, table.rows))
+        if not len(known):
+            return False
+        some = known[:: -(-len(known) // CHECKED_ROWS)]
+        heads = [loaded.model.get_submodule(name) for name in loaded.heads]
+        made = cached_features(loaded.model, heads, feed, some)
+        stored = table.take(part.rows[some]).float()
+        if made is None or made.features.shape != stored.shape:
+            return True
+        error = torch.linalg.vector_norm(made.features.cpu().float() - stored)
+        return not bool(error <= TOLERANCE * torch.linalg.vector_norm(stored))
 
     def _write(self, path: Path, table: _Features) -> None:
         """Write a table; in a cache, delete those not used for longest beyond `most_mib` of files."""
@@ -291,7 +312,7 @@ def _network_digest(loaded: LoadedModel, max_length: int) -> str:
     """Return a checksum of all that features depend on: the network, but not its head, and preprocessing."""
     tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
     modules = [
-        f"{name} {type(module).__module__}.{type(module).__qualname__}"
+        f"{name} {type(module).__module__}.{type(module).__qualname__} {module.extra_repr()}"
         for name, module in loaded.model.named_modules()
         if not in_modules(f"{name}.", loaded.heads)
     ]
