@@ -157,7 +157,7 @@ class Choice:
             "dropped": self.dropped,
             "gain_over_plain": {"mean": self.gain[0], "stderr": self.gain[1]},
             **({} if self.plain_noise_rate is None else {"plain_noise_rate": self.plain_noise_rate}),
-            **({"pool": {one.name: one.share for one in self.pool}} if self.pool else {}),
+            **({"pool": {one.name: round(one.share, 4) for one in self.pool}} if self.pool else {}),
         }
 
 
