@@ -124,8 +124,8 @@ def _plans_of_examples() -> dict[str, _Plan]:
     for rate in (0.2, 0.3):
         found[f"sst2 confusions:{rate}"] = _Plan("sst2", "injected", f"confusions:{rate}", 2000)
     for name in FEW:
-        drawn_from, noise, n = name.split()
-        found[name] = _Plan(drawn_from, "injected", noise, int(n), inside=drawn_from in TEXTS)
+        drawn_from, noise, most = name.split()
+        found[name] = _Plan(drawn_from, "injected", noise, int(most), inside=drawn_from in TEXTS)
     return found
 
 
