@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import analysis
@@ -95,6 +96,33 @@ def test_the_head_of_auto_has_the_best_mean_rank():
     quotes(text("docs/howto/choose.md"), len(ranks), len(means))
     assert (means["auto"] < means["vanilla"] - 0.5).sum() == 2  # as this page says
     assert ranks.pop("auto") < min(ranks.values()) - 1
+
+
+def test_two_encoders_of_texts():
+    found = analysis.accuracies(record_rows("heads_encoders"))
+    mean = analysis.means(found)
+    for encoder in ("minilm", "mpnet"):
+        own = mean[[str(task).endswith(encoder) for task in mean.index]]
+        for peer in ("sklearn_cv", "cleanlab"):
+            gain, low, _ = analysis.interval(analysis.gains(found, peer, list(own.index)))
+            assert gain > 0
+            assert (low > 0) != ((encoder, peer) == ("mpnet", "cleanlab"))
+        assert own["auto"][f"mrpc pair:0.2 {encoder}"] < own["cleanlab"][f"mrpc pair:0.2 {encoder}"] - 1
+    assert mean["auto"]["sst2 symmetric:0.4 mpnet"] < mean["cleanlab"]["sst2 symmetric:0.4 mpnet"] - 1
+
+
+def test_suspected_errors_of_the_test_tasks():
+    found = pd.DataFrame(record_rows("label_errors")).dropna()
+    mean, count = found.groupby("task").mean(numeric_only=True), found.groupby("task").size()
+    assert set(count) == {5}
+    above = {key: mean[f"{key}_clean"] > mean[f"{key}_cleanlab"] for key in ("f1", "ap")}
+    page = text("docs/research/noise.md")
+    assert f"on {above['f1'].sum()} of {len(mean)} test tasks" in page
+    assert f"average precision on {above['ap'].sum()}." in page
+    assert list(mean.index[~above["f1"]]) == ["cifar10n worse 2000"]
+    assert list(mean.index[~above["ap"]]) == ["amazon_isbook votes"]
+    pairs = sorted(found["ap_clean"][found["task"] == "digits pair:0.4"])
+    assert pairs[0] < 0.75 < 0.99 < pairs[1]
 
 
 def test_deeper_layers_gain_what_the_pages_say():
