@@ -138,10 +138,11 @@ def test_deeper_layers_gain_what_the_pages_say():
 
     short, fitted, stopped = gain("short"), gain("fitted"), gain("fitted", over="plain, stopped")
     _, low, high = analysis.interval(short)
-    assert low < 0 < high
+    assert 0 < low < high < 2
     assert len(short) == 5
     assert min(fitted) > 3.26
-    assert np.mean(gain("short", "art_painting pair:0.4")) < 0
+    for task in ("art_painting pair:0.4", "art_painting symmetric:0.2", "cifar10n worse"):
+        assert np.mean(gain("short", task)) < 0
     quotes(text("docs/research/field.md"), f"{np.mean(fitted):.1f}", f"{np.mean(stopped):.1f}")
     earlier = np.mean(gain("short", first=0, last=analysis.FIRST_SEED - 1))
     quotes(text("docs/research/field.md"), f"{-earlier:.1f}")
