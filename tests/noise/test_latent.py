@@ -290,6 +290,28 @@ def test_a_start_from_pairs_separates_classes_confused_in_pairs():
     assert scores[0] < scores[1] <= scores[2]
 
 
+@pytest.mark.parametrize("seed", [0, 3, 4])
+def test_pairs_are_found_where_chance_makes_them_hard_to_see(seed):
+    """By chance a class has half of its labels wrong, and EM from a symmetric start ends with wrong pairs."""
+    rng = np.random.default_rng([seed, 7])
+    k, n, d = 10, 1000, 128
+    y = rng.integers(0, k, n)
+    means = rng.normal(size=(k, d)) / np.sqrt(d)
+    x = reduced(means[y] + 1.3 * rng.normal(size=(n, d)) * np.exp(-np.arange(d) / 40))
+    given = NoiseMatrix.pair(k, 0.45).corrupt(y, seed=seed)
+    found = latent_truth(x, Observed.of(given, k), strength=0.1, seed=seed)
+    assert (found.posterior.argmax(axis=1) == y).mean() > 0.95
+
+
+def test_classes_are_in_order_unless_a_permutation_makes_more_labels_right():
+    shifted = np.roll(np.eye(4), 1, axis=1)
+    few_right = 0.6 * np.eye(4) + 0.4 * shifted
+    few_right[0, :2] = 0.35, 0.65
+    assert LabelChannel(few_right, "full").in_order
+    assert not LabelChannel(0.4 * np.eye(4) + 0.6 * shifted, "full").in_order
+    assert not LabelChannel(few_right[[1, 0, 2, 3]], "full").in_order
+
+
 MATRIX = np.array([[0.8, 0.15, 0.05], [0.1, 0.7, 0.2], [0.25, 0.05, 0.7]])
 
 

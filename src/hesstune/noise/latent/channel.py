@@ -95,8 +95,8 @@ class LabelChannel:
     def paired(self) -> LabelChannel:
         """Return the channel to start from if each class is confused with one other class, in pairs.
 
-        It has the pairs that are most probable under this channel. EM from a symmetric start may end with
-        some pairs wrong, but as a whole its result shows which classes are paired.
+        It has the pairs that are most probable under this channel. EM from a symmetric start shows which
+        classes are paired after a few rounds; later it may converge with some pairs wrong.
         """
         rows, other = self._pairs()
         found = np.full(self.matrix.shape, OTHER_SHARE)
@@ -109,6 +109,12 @@ class LabelChannel:
         """Whether labels that leave their class go mostly to one other, of more than two."""
         leaving = float(len(self.matrix) - np.trace(self.matrix))
         return len(self.matrix) > 2 and float(self.matrix[self._pairs()].sum()) > MIN_PAIRED_SHARE * leaving
+
+    @property
+    def in_order(self) -> bool:
+        """Whether no permutation of the classes makes more labels right on average."""
+        rows, best = linear_sum_assignment(self.matrix, maximize=True)
+        return float(self.matrix[rows, best].sum()) <= float(np.trace(self.matrix)) + 1e-9
 
     def _pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Match each class with the other class that most of its labels go to."""
