@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hesstune.data import near_duplicates
 from hesstune.data.load import load_task
 from hesstune.data.near_duplicates import named_groups
 
@@ -49,3 +50,47 @@ def test_copies_between_given_parts_are_counted(tmp_path: Path) -> None:
     table.write_text("text,label,split\n" + "\n".join(rows) + "\n", encoding="utf-8")
     notes = load_task(f"csv:{table}", size=8).notes
     assert any(note.startswith("1 of the 3 test examples") for note in notes)
+
+
+@pytest.fixture
+def searched(monkeypatch, tmp_path):
+    """The numbers of images that were searched for copies, by commands that share a cache."""
+    found, search = [], near_duplicates._group_images
+
+    def count(parts, quick=False):
+        found.append(sum(map(len, parts)))
+        return search(parts, quick)
+
+    monkeypatch.setattr(near_duplicates, "_group_images", count)
+    monkeypatch.setenv("HESSTUNE_CACHE", str(tmp_path / "cache"))
+    return found
+
+
+def _groups(monkeypatch, spec: str, **options) -> list[int]:
+    """Return the groups of a load in a process of its own."""
+    monkeypatch.setattr(near_duplicates, "_KEPT", type(near_duplicates._KEPT)())
+    task = load_task(spec, **options)
+    parts = (task.train, task.val, task.test)
+    return np.concatenate([np.asarray(part.copies) for part in parts]).tolist()
+
+
+@pytest.mark.parametrize("cache_mib", [100, 0])
+def test_a_second_command_does_not_search_for_copies_again(
+    tmp_path, monkeypatch, searched, cache_mib
+) -> None:
+    spec, options = _folder(tmp_path / "images", 2), {"size": 16, "cache_mib": cache_mib}
+    first = _groups(monkeypatch, spec, **options)
+    assert _groups(monkeypatch, spec, **options) == first
+    assert searched == [48]
+    kept = next((tmp_path / "cache").rglob("copies_*.safetensors"))
+    kept.write_bytes(kept.read_bytes()[:-9])  # damaged
+    assert _groups(monkeypatch, spec, **options) == first
+    assert len(searched) == 2
+    _groups(monkeypatch, spec, **(options | {"size": 12}))  # other pixels
+    assert len(searched) == 3
+    Image.new("RGB", (16, 16), (255, 0, 0)).save(next((tmp_path / "images").rglob("*.png")))
+    assert _groups(monkeypatch, spec, **options) != first
+    assert len(searched) == 4
+    monkeypatch.setenv("HESSTUNE_CACHE", "")
+    _groups(monkeypatch, spec, **options)
+    assert len(searched) == 5

@@ -116,7 +116,7 @@ def test_damaged_images_are_named_or_skipped_and_each_is_decoded_once(image_fold
     spec, options = f"folder:{image_folder}", {"val_fraction": 0.0, "test_fraction": 0.5, "skip_bad": True}
     with pytest.raises(DataError, match=r"dark/00\.png.*and 1 more.*--skip-bad-images"):
         load(spec)
-    alone = load(spec, seed=1, **options)
+    alone = load(spec, seed=1, cache_mib=cache_mib, **options)  # searches for copies, too
     seen, decode = [], images.decode_and_hash
     monkeypatch.setattr(images, "decode_and_hash", lambda path, *how: seen.append(path) or decode(path, *how))
     with reusing_decoded():

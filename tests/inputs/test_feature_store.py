@@ -19,10 +19,10 @@ from hesstune.inputs.features import (
     cached_features,
     frozen_features,
     sharing,
-    user_cache,
 )
 from hesstune.labeling.label_data import label_data
 from hesstune.models.load import load_model
+from hesstune.storage.user_cache import user_cache
 
 CPU = torch.device("cpu")
 

@@ -269,22 +269,22 @@ class FileImages:
         digests: Digests | None = None,
     ) -> None:
         self.paths = list(paths)
-        self.size = size
-        self._background, self._changed = background, sorted(changed)
+        self.size, self.background = size, background
+        self._changed = sorted(changed)
         self._pool = ThreadPoolExecutor(THREADS)
         self._digests = digests
 
     def batch(self, indices: NDArray[np.int64]) -> torch.Tensor:
         """Decode and return the images at the indices."""
         with _quiet_pillow():
-            decoded = self._pool.map(lambda at: decode(self.paths[at], self.size, self._background), indices)
+            decoded = self._pool.map(lambda at: decode(self.paths[at], self.size, self.background), indices)
             return torch.stack(list(decoded))
 
     def take(self, rows: Sequence[int]) -> FileImages:
         """Return a source of some of the files."""
         changed = [at for at, row in enumerate(rows) if row in set(self._changed)]
         digests = None if self._digests is None else self._digests[rows]
-        return FileImages([self.paths[i] for i in rows], self.size, self._background, changed, digests)
+        return FileImages([self.paths[i] for i in rows], self.size, self.background, changed, digests)
 
     def digests(self, indices: NDArray[np.int64], anew: bool = False) -> Digests:
         """Return the digests of the files at the indices; without any yet, or with `anew`, read all files."""
@@ -295,7 +295,7 @@ class FileImages:
     @cached_property
     def digest(self) -> str:
         """Checksum of the files' contents, not of their names and times, and of how pixels were changed."""
-        how = [f"upright on {self._background}: {self._changed}"] if self._changed else []
+        how = [f"upright on {self.background}: {self._changed}"] if self._changed else []
         every = self.digests(np.arange(len(self.paths)))
         return digest_of_texts([*(row.tobytes().hex() for row in every), *how])
 

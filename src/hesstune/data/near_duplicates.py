@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import PurePath
 
 import numpy as np
+import PIL
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
@@ -18,7 +19,9 @@ from scipy.sparse.csgraph import connected_components
 from torch.nn import functional
 
 from hesstune.data.examples import Examples, Text, digest_bytes, raw_features
+from hesstune.data.images import DecodedImages, FileImages
 from hesstune.noise.latent.copies import by_first_appearance, feature_groups, joined
+from hesstune.storage.user_cache import read_cached, user_cache, write_cached
 
 # Texts are near-duplicates if the words that they share have this part of the weight of all their words, and
 # words in the same order are this part of all. Texts of fewer words must have equal normal forms.
@@ -63,7 +66,9 @@ COPY_NAMES = re.compile(
     r"|rot|rotated|crop|cropped|blur|blurred|noise|noisy|bright|dark)[ _-]?\d{0,4}$",
     re.IGNORECASE,
 )
-_KEPT: OrderedDict[bytes, Rows] = OrderedDict()
+# Raised whenever groups of images, or how they are found, change: the user's cache outlives a version.
+FORMAT = "1"
+_KEPT: OrderedDict[str, Rows] = OrderedDict()
 MOST_KEPT = 8
 
 
@@ -84,29 +89,50 @@ def copies_in(parts: Sequence[Examples]) -> list[Rows]:
         if vectors and len(groups) <= MOST_SEARCHED:
             groups = joined(groups, feature_groups(torch.cat(vectors).numpy()))
         return np.split(groups, np.cumsum(sizes)[:-1])
-    content = [_digests(part) for part in parts]
-    key = digest_bytes(*(some.tobytes() for some in content), "\0".join(ids).encode())
+    content = [_digests(part, pixels=sum(sizes) <= MOST_SEARCHED) for part in parts]
+    made_of = [FORMAT, np.__version__, torch.__version__, *map(_decoding, parts), *ids]
+    key = digest_bytes(*(some.tobytes() for some in content), "\0".join(made_of).encode()).hex()
     if (kept := _KEPT.get(key)) is None:
-        if sum(sizes) > MOST_SEARCHED:
-            images = np.unique(np.concatenate(content), axis=0, return_inverse=True)[1].reshape(-1)
-        else:
-            images = _group_images(parts, quick=True)
-        kept = joined(images, confirmed_names(parts))
-        _KEPT[key] = kept
+        kept = _KEPT[key] = _kept_groups(key, parts, content)
         while len(_KEPT) > MOST_KEPT:
             _KEPT.popitem(last=False)
     return np.split(kept, np.cumsum(sizes)[:-1])
 
 
-def _digests(part: Examples) -> NDArray[np.uint8]:
-    """Return the digests of images, (N, 16): those of their source, or of decoded images."""
+def _kept_groups(key: str, parts: Sequence[Examples], content: Sequence[NDArray[np.uint8]]) -> Rows:
+    """Return groups of images, (N,): from the user's cache, or computed and written there."""
+    n = sum(map(len, parts))
+    if n > MOST_SEARCHED:
+        images = np.unique(np.concatenate(content), axis=0, return_inverse=True)[1].reshape(-1)
+        return joined(images, confirmed_names(parts))
+    folder = user_cache()
+    path = None if folder is None else folder / f"copies_{key}.safetensors"
+    kept = None if path is None else (read_cached(path) or {}).get("groups")
+    if isinstance(kept, torch.Tensor) and kept.shape == (n,) and kept.dtype == torch.int64:
+        return kept.numpy()
+    groups = joined(_group_images(parts, quick=True), confirmed_names(parts))
+    if path is not None:
+        write_cached(path, {"groups": torch.from_numpy(groups)})
+    return groups
+
+
+def _decoding(part: Examples) -> str:
+    """Return how files become the pixels that are compared; nothing for pixels in memory."""
+    source = part.source
+    how = f"{source.size} {source.background} {PIL.__version__}" if isinstance(source, FileImages) else ""
+    return f"{len(part)} {how}"
+
+
+def _digests(part: Examples, pixels: bool) -> NDArray[np.uint8]:
+    """Return the digests of images, (N, 16): of files, or of decoded images if they are in memory."""
     if hasattr(part.source, "digests"):
-        found: NDArray[np.uint8] = part.source.digests(part.rows, False)
+        anew = pixels and isinstance(part.source, DecodedImages)
+        found: NDArray[np.uint8] = part.source.digests(part.rows, anew)
         return found
     starts = range(0, len(part), BATCH)
     batches = (part.images(np.arange(at, min(at + BATCH, len(part)))) for at in starts)
-    pixels = (one.tobytes() for batch in batches for one in batch.contiguous().numpy())
-    return np.stack([np.frombuffer(digest_bytes(one), np.uint8) for one in pixels])
+    rows = (one.tobytes() for batch in batches for one in batch.contiguous().numpy())
+    return np.stack([np.frombuffer(digest_bytes(one), np.uint8) for one in rows])
 
 
 def named_groups(ids: Sequence[str]) -> Rows:

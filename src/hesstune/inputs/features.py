@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -26,15 +25,13 @@ from hesstune.models.networks import tokenizer_digest
 from hesstune.reference import in_modules
 from hesstune.runtime.device import torch_threads
 from hesstune.storage.tensors import digest, digest_of_texts, load_tree, save_tree
+from hesstune.storage.user_cache import CACHE, MOST_MIB, mark_used, user_cache, write_cached
 
 # Raised whenever what is stored, or how it is computed, changes.
 FORMAT = "3"
-MOST_MIB = 2048
 # So many rows of a cache are computed again when its file is read; they may differ by a share of their norm.
 # An edited `forward` of a user's network, or another version of its library, has the same key.
 CHECKED_ROWS, TOLERANCE = 4, 1e-3
-# The environment variable that names the user's cache; if it is empty, nothing is kept there.
-CACHE = "HESSTUNE_CACHE"
 
 
 class FeatureInputs(ModelInputs):
@@ -227,8 +224,7 @@ class FeatureStore:
             missing = table.missing(part.rows)
             if path is not None and len(missing) < len(part.rows):
                 self.read += 1
-                with contextlib.suppress(OSError):  # it cannot be changed, or another process deleted it
-                    os.utime(path)
+                mark_used(path)
             if len(missing):
                 heads = [loaded.model.get_submodule(name) for name in loaded.heads]
                 with torch_threads(self._threads):
@@ -267,14 +263,7 @@ class FeatureStore:
         if not self._cache:
             save_tree(path, tree)
         elif table.features.nbytes <= self._most:
-            with contextlib.suppress(RunError, OSError):  # a full disk, or deleted by another process
-                save_tree(path, tree)
-                others = (one for one in path.parent.glob("*.safetensors") if one != path)
-                room = self._most - path.stat().st_size
-                for one in sorted(others, key=lambda one: -one.stat().st_mtime):
-                    room -= one.stat().st_size
-                    if room < 0:
-                        one.unlink(missing_ok=True)
+            write_cached(path, tree, self._most)
 
     @contextlib.contextmanager
     def _locked(self, key: str | None) -> Iterator[Path | None]:
@@ -319,17 +308,6 @@ def _network_digest(loaded: LoadedModel, max_length: int) -> str:
     if loaded.tokenizer is not None:
         made_of += [str(max_length), tokenizer_digest(loaded.tokenizer)]
     return digest({n: t for n, t in tensors.items() if not in_modules(n, loaded.heads)}, "\n".join(made_of))
-
-
-def user_cache() -> Path | None:
-    """Return the folder of features that later commands read; None if CACHE is empty or there is no home."""
-    if (asked := os.environ.get(CACHE)) is not None:
-        return Path(asked).absolute() / "features" if asked else None
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # as in a container whose user is in no table of users
-        return None
-    return base.absolute() / "hesstune" / "features"
 
 
 @contextlib.contextmanager
