@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -14,7 +14,6 @@ from hesstune.curvature.capture import Capture, capture
 from hesstune.curvature.declared import MethodChoice
 from hesstune.curvature.layers import Layout
 from hesstune.curvature.layouts import calls_depend_on_values, find_layouts, layers_with_mixed_rows
-from hesstune.curvature.memory import ExampleMemory, KeptBytes, example_memory
 from hesstune.curvature.objective import Objective
 from hesstune.curvature.structure import Structure, read_structure
 from hesstune.curvature.verification import (
@@ -62,7 +61,6 @@ class MeasurePlan:
         layers: One entry for each layer, in the requested order.
         layouts: The place of the examples in each captured layer's tensors.
         copied: Layers whose input the network overwrites in place, so that it must be copied.
-        memory: The memory of one example, by the kind of pass.
         cuts_padding: Whether masked trailing tokens can be cut without changing the logits.
         depends_on_values: Whether calls depend on the values of the inputs; then each batch is checked.
         classes: K.
@@ -71,7 +69,6 @@ class MeasurePlan:
     layers: list[LayerPlan]
     layouts: dict[str, Layout]
     copied: frozenset[str] = frozenset()
-    memory: ExampleMemory = field(default=ExampleMemory(), compare=False)
     cuts_padding: bool = False
     depends_on_values: bool = False
     classes: int = 0
@@ -145,9 +142,7 @@ def make_measure_plan(
     probe = rows_of(inputs, rows)
     found = find_layouts(model, probe, names)
     layouts = {name: layout for name, layout in found.items() if layout is not None}
-    kept = KeptBytes(model)
-    with kept:
-        captured = capture(model, probe, names, layouts)
+    captured = capture(model, probe, names, layouts)
     logits = captured.logits.detach()
     refuse_bad_logits(model, probe, logits, rows)
     refuse_mixed_examples(model, probe, logits, [n for n in found if n not in layouts])
@@ -167,16 +162,11 @@ def make_measure_plan(
         again.require(exact)
         plans |= _confirmed(plans, exact, again, structure.unsure, seed)
     layers = [_as_asked(plans[name], method, objective) for name in names]
-    memory = _memory_of_example(probe, captured, kept, layers, parameters)
     cuts = ignores_padding(model, inputs)
-    return MeasurePlan(
-        layers, layouts, captured.overwritten, memory, cuts, depends_on_values, logits.shape[1]
-    )
+    return MeasurePlan(layers, layouts, captured.overwritten, cuts, depends_on_values, logits.shape[1])
 
 
-def moved_to_weight_space(
-    plan: MeasurePlan, reasons: Mapping[str, str], model: nn.Module, inputs: Inputs, method: MethodChoice
-) -> MeasurePlan:
+def moved_to_weight_space(plan: MeasurePlan, reasons: Mapping[str, str], method: MethodChoice) -> MeasurePlan:
     """Return the plan with these layers in weight space, because a later batch uses them in another way."""
     form: MeasureMethod = "gauss_newton" if method == "gauss_newton" else "weight_space"
     layers = [
@@ -185,28 +175,7 @@ def moved_to_weight_space(
         else entry
         for entry in plan.layers
     ]
-    few = rows_of(inputs, torch.arange(min(batch_size(inputs), _PROBE_EXAMPLES)))
-    kept = KeptBytes(model)
-    with kept:
-        captured = capture(model, few, [entry.name for entry in layers], plan.layouts, copied=plan.copied)
-    memory = _memory_of_example(few, captured, kept, layers, named_parameters(model)).at_least(plan.memory)
-    return replace(plan, layers=layers, memory=memory)
-
-
-def _memory_of_example(
-    probe: Inputs,
-    captured: Capture,
-    kept: KeptBytes,
-    layers: Sequence[LayerPlan],
-    parameters: Mapping[str, nn.Parameter],
-) -> ExampleMemory:
-    closed, smooth = (
-        [p.name for p in layers if p.method in methods and not p.apart and p.name in captured.layers]
-        for methods in (("exact", "gauss_newton"), ("lanczos",))
-    )
-    apart = [parameters[layer.name] for layer in layers if layer.apart]
-    own = any(layer.method == "gauss_newton" for layer in layers)
-    return example_memory(probe, captured, kept, closed, smooth, apart, closed_apart=own)
+    return replace(plan, layers=layers)
 
 
 def _plan_layer(
