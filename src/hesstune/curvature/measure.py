@@ -230,7 +230,7 @@ class _Measurement:
         smooth = self.engine.moved("lanczos")
         if each > self.tried_bytes or plan.layers != self.tried_layers:
             self.peaks = self.peaks_of(batch)
-            self.tried_bytes, self.tried_layers = each, self.engine.plan.layers
+            self.tried_bytes, self.tried_layers = each, plan.layers
         kept, sharing = 0, SHARED_GRAPH_EXAMPLES
         if asked.sampled and smooth:
             kept = each * asked.sampled
@@ -273,8 +273,12 @@ class _Measurement:
         smooth = engine.moved("lanczos", "weight_space")
         if asked.trace is True:
             smooth = engine.plan.by("lanczos", "weight_space")
-        lanczos = engine.peak_of_lanczos(batch, smooth, asked.stopping.most) if smooth else PeakBytes()
-        return engine.peak_of_passes(batch, passes), lanczos
+        products, each = asked.stopping.most, bytes_of(batch[0]) // batch_size(batch[0])
+        key = str((passes, smooth, products, engine.moved(), each, engine.plan.layers))
+        if key not in engine.plan.peaks:
+            lanczos = engine.peak_of_lanczos(batch, smooth, products) if smooth else PeakBytes()
+            engine.plan.peaks[key] = engine.peak_of_passes(batch, passes), lanczos
+        return engine.plan.peaks[key]
 
     def chunks(self, inputs: Inputs, targets: torch.Tensor, most: int) -> Iterator[LabelledBatch]:
         """Split one batch into parts of so many examples at most."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -14,8 +15,9 @@ from hesstune.curvature.capture import Capture, capture
 from hesstune.curvature.declared import MethodChoice
 from hesstune.curvature.layers import Layout
 from hesstune.curvature.layouts import calls_depend_on_values, find_layouts, layers_with_mixed_rows
+from hesstune.curvature.memory import PeakBytes
 from hesstune.curvature.objective import Objective
-from hesstune.curvature.structure import Structure, read_structure
+from hesstune.curvature.structure import Structure, graph_signature, read_structure
 from hesstune.curvature.verification import (
     probe_errors,
     refuse_bad_logits,
@@ -31,6 +33,10 @@ from hesstune.forward import Inputs, batch_size, named_parameters
 MeasureMethod = Literal["exact", "lanczos", "weight_space", "gauss_newton", "unused"]
 _PROBE_EXAMPLES = 4
 _CURVATURE_EXAMPLES = 2
+
+
+# The last plan of each network, and the calls that it is for.
+_PLANS: WeakKeyDictionary[nn.Module, tuple[Any, MeasurePlan]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class MeasurePlan:
         cuts_padding: Whether masked trailing tokens can be cut without changing the logits.
         depends_on_values: Whether calls depend on the values of the inputs; then each batch is checked.
         classes: K.
+        peaks: The memory of passes and of Lanczos that was measured, by what they compute.
     """
 
     layers: list[LayerPlan]
@@ -72,6 +79,7 @@ class MeasurePlan:
     cuts_padding: bool = False
     depends_on_values: bool = False
     classes: int = 0
+    peaks: dict[Any, tuple[PeakBytes, PeakBytes]] = field(default_factory=dict, compare=False)
 
     def by(self, *methods: MeasureMethod) -> list[str]:
         """List the layers with one of the methods."""
@@ -127,7 +135,9 @@ def make_measure_plan(
     """Choose from a few examples of one batch how each layer is measured, inside `differentiable`.
 
     A single example does not show whether examples influence each other. A loss that is not a mixture of
-    cross-entropies is measured by Lanczos.
+    cross-entropies is measured by Lanczos. The last plan of the same network object is used again if the
+    inputs have the same shapes and the graph of a forward pass the same operations, unless that plan has
+    unused layers or a `torch.autograd.Function` written in Python.
 
     Raises:
         MeasureError: If the network cannot be measured, or a layer not by the method asked.
@@ -140,6 +150,17 @@ def make_measure_plan(
     refuse_training_modules(model)
     rows = differing_rows(inputs, _PROBE_EXAMPLES)
     probe = rows_of(inputs, rows)
+    key = (
+        tuple(names),
+        method,
+        objective.is_mixture,
+        len(rows),
+        _shapes(inputs),
+        _signature(model, probe, names),
+    )
+    known, plan = _PLANS.get(model, (None, None))
+    if plan is not None and known == key:
+        return replace(plan, cuts_padding=ignores_padding(model, inputs))
     found = find_layouts(model, probe, names)
     layouts = {name: layout for name, layout in found.items() if layout is not None}
     captured = capture(model, probe, names, layouts)
@@ -163,7 +184,27 @@ def make_measure_plan(
         plans |= _confirmed(plans, exact, again, structure.unsure, seed)
     layers = [_as_asked(plans[name], method, objective) for name in names]
     cuts = ignores_padding(model, inputs)
-    return MeasurePlan(layers, layouts, captured.overwritten, cuts, depends_on_values, logits.shape[1])
+    plan = MeasurePlan(layers, layouts, captured.overwritten, cuts, depends_on_values, logits.shape[1])
+    if not (structure.custom or plan.by("unused")):
+        _PLANS[model] = key, plan
+    return plan
+
+
+def _signature(model: nn.Module, probe: Inputs, names: Sequence[str]) -> tuple[Any, ...]:
+    """Return what a forward pass of one or two examples shows of the network."""
+    few = rows_of(probe, torch.arange(min(batch_size(probe), _CURVATURE_EXAMPLES)))
+    captured = capture(model, few, names, {})
+    return str(captured.logits.dtype), tuple(captured.calls.items()), graph_signature(captured.logits)
+
+
+def _shapes(inputs: Inputs) -> tuple[Any, ...]:
+    """Return the type and the shape of an example's tensors."""
+    values = {"": inputs} if isinstance(inputs, torch.Tensor) else inputs
+    return tuple(
+        (key, str(value.dtype), *value.shape[1:])
+        for key, value in values.items()
+        if isinstance(value, torch.Tensor)
+    )
 
 
 def moved_to_weight_space(plan: MeasurePlan, reasons: Mapping[str, str], method: MethodChoice) -> MeasurePlan:
