@@ -38,7 +38,7 @@ _MATRIX_MODULES = (
     nn.ConvTranspose3d,
 )
 # The entries of a difference that are computed at a time for its norm.
-_NORM_ENTRIES = 2**20
+_NORM_ENTRIES = 2**18
 
 
 def in_modules(name: str, modules: Iterable[str]) -> bool:

@@ -515,15 +515,18 @@ class CurvatureEngine:
                 three classes take as much memory as those of all.
         """
 
+        def compute(inputs: Inputs, names: Sequence[str], options: FormOptions) -> None:
+            with differentiable(self.model, self.names):
+                captured = self.capture(inputs, names)
+                found = [n for n in names if n in captured.layers or n in self.plan.apart]
+                if not options.spectrum:
+                    captured = replace(captured, logits=captured.logits[:, :_FEW_CLASSES])
+                apart = [name for name in found if name in self.plan.apart]
+                self._forms(captured, inputs, found, apart, options)
+
         def run(inputs: Inputs, targets: torch.Tensor) -> None:
             for names, options in asked:
-                with differentiable(self.model, self.names):
-                    captured = self.capture(inputs, names)
-                    found = [n for n in names if n in captured.layers or n in self.plan.apart]
-                    if not options.spectrum:
-                        captured = replace(captured, logits=captured.logits[:, :_FEW_CLASSES])
-                    apart = [name for name in found if name in self.plan.apart]
-                    self._forms(captured, inputs, found, apart, options)
+                compute(inputs, names, options)
 
         return self._peak(run, batch)
 

@@ -245,7 +245,7 @@ class _Measurement:
             lanczos=lanczos,
             vectors=asked.stopping.most + 1,
             sharing=sharing,
-        ).within(budget, free_memory(self.engine.device), size)
+        ).within(budget, free_memory(self.engine.device), size, _SENTENCES if plan.cuts_padding else None)
         self.engine.sharing = self.forecast.sharing
         if first and on_forecast is not None:
             on_forecast(self.forecast.sentence())
@@ -285,12 +285,11 @@ class _Measurement:
         size, plan = batch_size(inputs), self.engine.plan
         order = torch.arange(size)
         if plan.cuts_padding:  # sentences of similar length together
-            order, most = by_length(inputs), min(most, _SENTENCES)
-        even = math.ceil(size / math.ceil(size / most))
+            order = by_length(inputs)
         self.order.append(sum(len(part) for part in self.order) + order)
         self.sample.draw_keys(size)
-        for index in order.split(even):
-            if not plan.cuts_padding and even >= size:
+        for index in order.split(most):
+            if not plan.cuts_padding and most >= size:
                 yield inputs, targets
                 return
             part = rows_of(inputs, index)

@@ -26,6 +26,10 @@ from hesstune.forward import Inputs
 MIB = 2**20
 # Double backward graphs are several times as large as a forward pass, so fewer examples share one.
 SHARED_GRAPH_EXAMPLES = 8
+# An allocator rounds sizes up, and keeps some memory that was freed.
+_ALLOWANCE = 1.05
+# Examples at a time, if nothing else limits them.
+_MOST_EXAMPLES = 2**20
 # For the examples measured at a time, without a budget.
 _EXAMPLES_BYTES = 512 * MIB
 
@@ -148,11 +152,11 @@ class MemoryForecast:
 
     Example:
         >>> forecast = MemoryForecast(2**20, 2**19, PeakBytes(((0, 2**20),)))
-        >>> forecast.within(4 * 2**20).at_once, forecast.least / 2**20
-        (2, 2.5)
+        >>> forecast.within(4 * 2**20).at_once, round(forecast.least / 2**20, 3)
+        (2, 2.625)
         >>> forecast.within(2**20)
         Traceback (most recent call last):
-        hesstune.errors.MeasureError: measuring one example at a time takes 2.5 MiB beside the network and ...
+        hesstune.errors.MeasureError: measuring one example at a time takes 2.625 MiB beside the network ...
     """
 
     differences: int
@@ -166,14 +170,21 @@ class MemoryForecast:
     @property
     def least(self) -> int:
         """The largest memory at a time if each example is measured alone."""
-        return self.differences + self.inputs + self._peak_of_one
+        return self._total(self._peak_of_one)
 
     @property
     def _peak_of_one(self) -> int:
         return max(self.passes.of_examples(1), self.lanczos.of_examples(1))
 
+    def _total(self, peak: int) -> int:
+        return math.ceil(_ALLOWANCE * (self.differences + self.inputs + peak))
+
     def within(
-        self, budget: float | None, free: int | None = None, examples: int | None = None
+        self,
+        budget: float | None,
+        free: int | None = None,
+        examples: int | None = None,
+        most: int | None = None,
     ) -> MemoryForecast:
         """Return the forecast with as many examples at a time as fit into a budget.
 
@@ -181,7 +192,8 @@ class MemoryForecast:
             budget: In bytes, for everything; None: 512 MiB for the examples' part, or more if one example
                 needs it.
             free: The device's free memory, which is the limit without a budget; None: unknown.
-            examples: The largest number of examples at a time.
+            examples: The examples of the batch, which is split evenly.
+            most: The largest number of examples at a time.
 
         Raises:
             MeasureError: If one example does not fit; the message names a budget that is enough.
@@ -201,17 +213,19 @@ class MemoryForecast:
         room = (
             max(_EXAMPLES_BYTES, self._peak_of_one)
             if budget is None
-            else budget - self.differences - self.inputs
+            else budget / _ALLOWANCE - self.differences - self.inputs
         )
-        most = math.inf if examples is None else max(1, examples)
-        at_once = int(min(most, self.passes.examples_in(room)))
-        sharing = int(min(most, self.lanczos.examples_in(room), self.sharing))
+        limits = [limit for limit in (examples, most) if limit is not None]
+        at_once = int(min(self.passes.examples_in(room), *limits, _MOST_EXAMPLES))
+        if examples is not None:
+            at_once = math.ceil(examples / math.ceil(examples / at_once))
+        sharing = int(min(at_once, self.lanczos.examples_in(room), self.sharing))
         return replace(self, at_once=at_once, sharing=sharing)
 
     def sentence(self) -> str:
         """Describe the forecast in one line."""
         passes, lanczos = self.passes.of_examples(self.at_once), self.lanczos.of_examples(self.sharing)
-        most = self.differences + self.inputs + max(passes, lanczos)
+        most = self._total(max(passes, lanczos))
         text = (
             f"{FORECAST} at most {_mib(most)} MiB beside the network and its reference: layers' differences "
             f"{_mib(self.differences)}, inputs {_mib(self.inputs)}, passes of {self.at_once} at a time "
