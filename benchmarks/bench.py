@@ -70,6 +70,7 @@ def measure(run: Run, case: Case) -> Case | None:
     import torch
 
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HESSTUNE_CACHE"] = ""  # features that an earlier command kept would save time
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     started = time.perf_counter()

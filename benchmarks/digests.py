@@ -123,7 +123,7 @@ def digest_of(path: Path) -> dict[str, Any] | None:
 def run_all(folder: Path) -> None:
     """Run every command; stop at the first that fails."""
     write_inputs(folder)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HESSTUNE_CACHE": ""}
     for name, command in commands(folder).items():
         print(name, flush=True)
         subprocess.run([sys.executable, "-m", "hesstune", *command, "--quiet"], env=environment, check=True)

@@ -8,11 +8,12 @@ import analysis as a
 from analysis import bold_best, joined, markdown, with_interval
 from records import rows
 
+VECTORS = "svm_rbf"  # of some tasks alone
 ENCODERS = {"minilm": "MiniLM", "mpnet": "mpnet"}
 
 
 def field_heads() -> str:
-    columns = {name: name for name in (*a.PEERS, "svm_rbf", "crowd_kit", "tf_idf")}
+    columns = {name: name for name in (*a.PEERS, VECTORS, "crowd_kit", "tf_idf")}
     columns |= {f"clean_{n}": f"clean {n}" for n in (5, 10, 50)} | {"sklearn_cv, true labels": "*true*"}
     mean = a.means(a.accuracies(rows("heads"))).dropna(subset=list(a.PEERS))
     columns = {name: title for name, title in columns.items() if name in mean}  # with records
@@ -22,16 +23,20 @@ def field_heads() -> str:
 
 
 def field_head_differences() -> str:
-    found, cells = a.accuracies(rows("heads"))[list(a.PEERS)], []
-    mean = a.means(found).dropna()
-    counts = found.groupby(level="task", sort=False).count().loc[mean.index].min(axis=1)
-    every, ranks = list(counts[counts >= 5].index), a.mean_ranks(mean)
-    for other in a.PEERS[1:]:
+    found, cells = a.accuracies(rows("heads"))[[*a.PEERS, VECTORS]], []
+    mean = a.means(found).dropna(subset=list(a.PEERS))
+    counts = found[list(a.PEERS)].groupby(level="task", sort=False).count().loc[mean.index].min(axis=1)
+    every, ranks = list(counts[counts >= 5].index), a.mean_ranks(mean[list(a.PEERS)])
+    for other in (*a.PEERS[1:], VECTORS):
         lost = mean["auto"] - mean[other]
         below = joined("{0[0]} ({0[1]:+.1f})", lost[lost < -0.5].items())
-        groups = (every, [task for task in every if task in a.VOTES])
+        own = [task for task in every if mean[other].notna()[task]]
+        groups = (own, [task for task in own if task in a.VOTES])
         minus = [with_interval(a.gains(found, other, tasks), "+.2f") for tasks in groups]
-        cells.append([f"`{other}` (rank {ranks[other]:.2f}; `auto` {ranks['auto']:.2f})", *minus, below])
+        rank = (
+            f"rank {ranks[other]:.2f}; `auto` {ranks['auto']:.2f}" if other in ranks else f"{len(own)} tasks"
+        )
+        cells.append([f"`{other}` ({rank})", *minus, below])
     titles = ["`auto` minus", f"all {len(every)} tasks", "labels from votes", "more than 0.5 points below on"]
     return markdown(titles, cells)
 

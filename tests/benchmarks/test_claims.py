@@ -165,3 +165,11 @@ def test_the_curve_of_the_measure_does_not_warn_first():
         assert patience(row) is not None, row["task"]
         if row["seed"] >= memorisation.DEVELOPMENT:
             assert [rule(row) for rule in (measure, loss, gap)] == [None] * 3
+
+
+def test_the_means_of_smooth_layers_take_less_than_a_twentieth():
+    found = result("measure_text")
+    stated = text("docs/research/benchmarks.md")
+    assert "less than 1/20 of the time of the baseline on padded sentences" in stated
+    assert found["ratio_mean"] > 20
+    assert max(found["sampling_errors"]) <= 0.05

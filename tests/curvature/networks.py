@@ -259,3 +259,15 @@ def build(name: str, scale: float = 0.3, seed: int = 0) -> Case:
     size = len(inputs) if isinstance(inputs, torch.Tensor) else len(next(iter(inputs.values())))
     targets = torch.randint(0, classes, (size,), generator=generator)
     return Case(model, ref, inputs, targets)
+
+
+def batches_of(case: Case, *sizes: int) -> list[tuple[Any, torch.Tensor]]:
+    """Split the case's first examples into batches of these sizes."""
+    start, out = 0, []
+    for size in sizes:
+        rows = slice(start, start + size)
+        x = case.inputs
+        part = x[rows] if isinstance(x, torch.Tensor) else {k: v[rows] for k, v in x.items()}
+        out.append((part, case.targets[rows]))
+        start += size
+    return out

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import SMOOTH, build, dense_values, mlp, moved
+from networks import SMOOTH, batches_of, build, dense_values, mlp, moved
 
 from dense_hessians import block_hessian
 from hesstune.curvature.engine import CurvatureEngine
@@ -21,17 +21,6 @@ from hesstune.errors import ConfigError, DataError, LayerError, MeasureError, Ru
 from hesstune.reference import Reference
 
 ROUNDING = {"rtol": 1e-9, "atol": 1e-13}
-
-
-def _batches(case, *sizes):
-    start, out = 0, []
-    for size in sizes:
-        rows = slice(start, start + size)
-        x = case.inputs
-        part = x[rows] if isinstance(x, torch.Tensor) else {k: v[rows] for k, v in x.items()}
-        out.append((part, case.targets[rows]))
-        start += size
-    return out
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -47,54 +36,6 @@ def test_smooth_networks_match_the_dense_twin_and_their_brackets_hold_it(name):
     torch.testing.assert_close(m.quadratic, forms, rtol=0.03, atol=slack)
     tight = measure(case.model, case.ref, [(case.inputs, case.targets)], tol=1e-7, steps=40)
     torch.testing.assert_close(tight.quadratic, forms, rtol=1e-6, atol=slack)
-
-
-@pytest.mark.parametrize("name", ["mlp_gelu", "bert"])
-def test_a_sample_is_measured_as_all_examples_are_and_its_mean_is_the_difference_estimate(name):
-    case, n = build(name), 4
-    m = measure(case.model, case.ref, _batches(case, 2, 2), examples="max", mean_sample=2, tol=1e-6, steps=40)
-    forms, refined = dense_values(case)[0][:n], m.refined
-    drawn, smooth = refined[:, 0], [not exact for exact in m.exact]
-    assert refined.sum(0).tolist() == [n if exact else 2 for exact in m.exact]
-    torch.testing.assert_close(m.quadratic[refined], forms[refined], rtol=1e-5, atol=1e-10)
-    torch.testing.assert_close(m.maximum, forms.where(refined, 0.0).amax(0), rtol=1e-5, atol=1e-10)
-    known = CurvatureEngine.of(case.model, case.ref).gauss_newton((case.inputs, case.targets))[:n]
-    extra = (forms - known)[drawn]
-    torch.testing.assert_close(m.mean[smooth], (known.mean(0) + extra.mean(0))[smooth], rtol=1e-5, atol=1e-10)
-    variance = forms[drawn].var(0) / n + (1 - 2 / n) * extra.var(0) / 2
-    torch.testing.assert_close(m.mean_stderr[smooth], variance.sqrt()[smooth], rtol=1e-4, atol=1e-10)
-    assert "2 of 4 examples" in m.notes[0]
-
-
-def test_the_sample_depends_on_the_seed_only_and_without_one_all_examples_are_measured():
-    case = build("mlp_gelu")
-    options = {"examples": "max", "mean_sample": 2}
-    found = [measure(case.model, case.ref, _batches(case, *sizes), **options) for sizes in ((4,), (1, 2, 1))]
-    torch.testing.assert_close(found[0].quadratic, found[1].quadratic, rtol=0.03, atol=1e-9, equal_nan=True)
-    torch.testing.assert_close(found[0].mean, found[1].mean, rtol=0.03, atol=1e-9)
-    drawn = {
-        tuple(measure(case.model, case.ref, _batches(case, 4), seed=seed, **options).refined[:, 0].tolist())
-        for seed in range(6)
-    }
-    assert len(drawn) > 1
-    every = measure(case.model, case.ref, _batches(case, 4), examples="max")
-    assert bool(every.refined.all())
-    assert torch.equal(every.quadratic, measure(case.model, case.ref, _batches(case, 4)).quadratic)
-
-
-@pytest.mark.slow
-def test_the_error_of_a_sampled_mean_covers_the_mean_of_all_examples():
-    torch.manual_seed(0)
-    model = mlp(torch.nn.GELU).double()
-    ref = moved(model, 0.5)
-    batch = 2 * torch.randn(200, 5, dtype=torch.float64), torch.randint(4, (200,))
-    truth = measure(model, ref, [batch], tol=1e-3).quadratic.mean(0)
-    scores = []
-    for seed in range(12):
-        m = measure(model, ref, [batch], examples="max", mean_sample=20, seed=seed)
-        smooth = [not exact for exact in m.exact]
-        scores.append(((m.mean - truth) / m.mean_stderr)[smooth])
-    assert float(torch.stack(scores).abs().max()) < 5
 
 
 @pytest.mark.parametrize("name", ["cnn", "mlp_gelu", "bert"])
@@ -146,13 +87,13 @@ def test_traces_of_smooth_layers_carry_their_error():
 def test_batch_size_order_and_memory_do_not_matter(name):
     case = build(name)
     trace = name == "cnn"
-    whole = measure(case.model, case.ref, _batches(case, 4), trace=trace)
+    whole = measure(case.model, case.ref, batches_of(case, 4), trace=trace)
     exact = whole.exact
-    split = measure(case.model, case.ref, _batches(case, 1, 2, 1), trace=trace)
+    split = measure(case.model, case.ref, batches_of(case, 1, 2, 1), trace=trace)
     with pytest.raises(MeasureError) as refused:
-        measure(case.model, case.ref, _batches(case, 4), trace=trace, memory_mib=1e-6)
+        measure(case.model, case.ref, batches_of(case, 4), trace=trace, memory_mib=1e-6)
     least = float(re.search(r"give memory_mib=([\d.]+)", str(refused.value))[1])
-    small = measure(case.model, case.ref, _batches(case, 4), trace=trace, memory_mib=least)
+    small = measure(case.model, case.ref, batches_of(case, 4), trace=trace, memory_mib=least)
     order = torch.tensor([2, 0, 3, 1])
     x = case.inputs
     shuffled = x[order] if isinstance(x, torch.Tensor) else {k: v[order] for k, v in x.items()}
@@ -310,7 +251,7 @@ def test_one_example_has_no_standard_error_and_still_makes_json():
 
 def test_layers_are_chosen_by_name_or_pattern_and_examples_by_number():
     case = build("cnn")
-    batches = _batches(case, 2, 2)
+    batches = batches_of(case, 2, 2)
     full = measure(case.model, case.ref, batches)
     some = measure(case.model, case.ref, batches, layers=["head.*", "stem.weight"])
     assert some.names == ["stem.weight", "head.weight"]

@@ -1,6 +1,7 @@
 """Shared features equal those of a run by itself, are computed once, and follow what they come from."""
 
 import csv
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from PIL import Image
 
 import hesstune as ht
+from commands import inside
 from hesstune.data.load import load_task
 from hesstune.inputs import features as feature_store
-from hesstune.inputs.features import FeatureStore, cached_features, frozen_features, sharing
+from hesstune.inputs.features import CHECKED_ROWS, FeatureStore, cached_features, frozen_features, sharing
 from hesstune.labeling.label_data import label_data
 from hesstune.models.load import load_model
 
@@ -147,6 +149,99 @@ def test_damaged_files_are_computed_again_and_a_folder_that_cannot_be_made_is_na
     (tmp_path / "file").write_text("")
     with pytest.raises(ht.errors.RunError, match="cannot keep features in"):
         seen(few, FeatureStore(tmp_path / "file"))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The folder of features that later commands read."""
+    monkeypatch.setenv("HESSTUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "features"
+
+
+def test_a_second_command_reads_the_features_of_the_first(few, cache, counted, image_folder, monkeypatch):
+    command = ["finetune", "--data", few["data"], "--model", few["model"], "--image-size", 16]
+    command += ["--train", "head", "--method", "auto", "--overwrite", "--out"]
+    first = inside(*command, cache.parent / "one")
+    again = inside(*command, cache.parent / "two")
+    assert sum(counted) == 24 + CHECKED_ROWS
+    assert str(cache) not in first.stdout
+    assert str(cache) in again.stdout
+    one, two = (ht.Run.load(cache.parent / name).loaded().model.state_dict() for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    Image.new("RGB", (20, 24), (255, 0, 0)).save(next(image_folder.rglob("*.png")))
+    inside(*command, cache.parent / "two")
+    assert sum(counted) == 48 + CHECKED_ROWS
+    monkeypatch.setenv("HESSTUNE_CACHE", "")
+    assert str(cache) not in inside(*command, cache.parent / "two").stdout
+    assert sum(counted) == 72 + CHECKED_ROWS
+
+
+def test_a_cache_deletes_what_was_not_used_for_longest(few, image_folder, tmp_path):
+    loaded, spec, folder = load_model(few["model"], 2), f"folder:{image_folder}", tmp_path / "cache"
+
+    def files(size, most_mib=1):
+        with sharing(FeatureStore(folder, most_mib, cache=True)) as store:
+            frozen_features(loaded, load_task(spec, size=size).train, CPU)
+        return store.computed, set(folder.glob("*.safetensors"))
+
+    _, first = files(16)
+    _, both = files(17)
+    for old in both:
+        os.utime(old, (1, 1))
+    assert files(16) == (0, both)  # the first is now the one used last
+    room = max(file.stat().st_size for file in both) * 2.5 / 2**20
+    _, kept = files(18, room)
+    assert first < kept
+    assert len(kept) == 2
+    assert files(19, 0)[1] == kept  # larger than the whole cache: not written
+
+
+def changed_weight(model):
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+
+
+def changed_forward(model):
+    """Edit the code of the network as a user may: no weight and no name of a class changes."""
+    first = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
+    first.forward = lambda x: 1.5 * torch.nn.Conv2d.forward(first, x)
+
+
+def changed_argument(model):
+    next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d)).padding_mode = "circular"
+
+
+@pytest.mark.parametrize("change", [changed_weight, changed_forward, changed_argument])
+def test_a_changed_network_reads_no_stale_features_of_a_cache(few, image_folder, tmp_path, change):
+    task = load_task(f"folder:{image_folder}", size=16)
+
+    def features(folder, change=None):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # this network starts at random
+            loaded = load_model(few["model"], 2)
+        if change is not None:
+            change(loaded.model)
+        with sharing(FeatureStore(folder, cache=True)) as store:
+            return frozen_features(loaded, task.train, CPU), store
+
+    folder = tmp_path / "cache"
+    first, _ = features(folder)
+    again, store = features(folder)
+    assert np.array_equal(first, again)
+    assert store.computed == 0
+    found, store = features(folder, change)
+    assert store.computed == len(task.train)
+    assert np.array_equal(found, features(None, change)[0])
+
+
+def test_a_cache_that_cannot_be_written_is_left_out(few, image_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    loaded, task = load_model(few["model"], 2), load_task(f"folder:{image_folder}", size=16)
+    with sharing(FeatureStore(tmp_path / "file", cache=True)) as store:
+        one, two = (frozen_features(loaded, task.train, CPU) for _ in range(2))
+    assert np.array_equal(one, two)
+    assert store.computed == len(task.train)
+    assert not store.said()
 
 
 def test_texts_are_computed_in_the_batches_of_a_run_by_itself(tiny_bert, tmp_path):

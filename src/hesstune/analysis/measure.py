@@ -59,10 +59,12 @@ def gathered_measure(own: Measure, order: list[NDArray[np.int64]]) -> Measure:
         return own
     place = torch.from_numpy(np.concatenate(order)).argsort()
     found = own.with_rows(lambda rows: torch.cat(all_gather(rows))[place])
-    if own.sampled_mean is not None and own.sampled_stderr is not None:
-        share = len(own.losses) / len(place)
+    share = len(own.losses) / len(place)
+    if own.sampled_mean is not None:
         found.sampled_mean = all_reduce_sum(share * own.sampled_mean)
-        found.sampled_stderr = all_reduce_sum((share * own.sampled_stderr).square()).sqrt()
+    for key in ("sampled_stderr", "sampling_stderr"):
+        if (error := getattr(own, key)) is not None:
+            setattr(found, key, all_reduce_sum((share * error).square()).sqrt())
     if own.skipped is not None:
         found.skipped = torch.stack([part.reshape(2) for part in all_gather(own.skipped)]).amax(0)
     # A layer that one process moved to weight space is not exact on any.

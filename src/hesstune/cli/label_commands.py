@@ -69,11 +69,14 @@ def clean(
     if apply is not None:
         _apply(options, apply, {"page": page, "label_studio": label_studio}, out, output)
         return
+    from hesstune.inputs.features import sharing
     from hesstune.labeling.clean import clean as find_issues
 
-    found = find_issues(options)
+    with sharing() as features:
+        found = find_issues(options)
     made = found.save(out, options.write, overwrite)
-    output.say(issues_table(found), "", found.summary(), *(f"  {note}" for note in found.notes))
+    notes = (f"  {note}" for note in found.notes)
+    output.say(issues_table(found), "", found.summary(), *notes, *features.said())
     if page is not None:
         from hesstune.report.clean_page import write_clean_page
 
@@ -151,6 +154,7 @@ def label(
     overwrite: Annotated[bool, replacing("the files")] = False,
 ) -> None:
     """Make labels from annotators, labeling functions or votes; estimate their noise."""
+    from hesstune.inputs.features import sharing
     from hesstune.labeling.label_data import check_free, describe_votes, label_data, noise_path
     from hesstune.noise.latent.two_views import count_text
 
@@ -161,7 +165,8 @@ def label(
         return
     beside = noise_matrix or noise_path(out)
     check_free(out, beside, overwrite)  # before anything is trained
-    found = label_data(options)
+    with sharing() as features:
+        found = label_data(options)
     found.save(out, beside, overwrite)
     record = found.to_dict()
     output.say(annotator_table(found), "", labels_table(record), "")
@@ -173,6 +178,7 @@ def label(
         f"Noise matrix: condition number {found.noise.condition:.3g} ({found.noise.method}; estimated, no "
         "guarantee)",
         *(f"  {note}" for note in found.notes),
+        *features.said(),
         f"Written: {record['labelled']} labels to {out}, their noise matrix to {beside}",
     )
     # A guess would be corrected for as if it were known; the method auto estimates the noise itself.

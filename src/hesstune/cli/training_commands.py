@@ -72,11 +72,12 @@ def finetune(
     if dry_run:
         _say_plan(resolved, output)
         return
+    from hesstune.inputs.features import sharing
     from hesstune.training.finetune import finetune as run_finetune
 
     assert resolved.out is not None
     try:
-        with output.progress(resolved.method) as shown:
+        with output.progress(resolved.method) as shown, sharing() as features:
             run = run_finetune(resolved, overwrite=overwrite, resume=resume, progress=shown)
     except KeyboardInterrupt:
         if not (Path(resolved.out) / records.CONFIG).is_file():
@@ -84,7 +85,7 @@ def finetune(
         command = command_line("finetune", "--out", resolved.out, "--resume")
         raise Interrupted(f"interrupted; continue with: {command}") from None
     output.say(results_table({resolved.method: run}), "")
-    output.say(*_fact_lines(run.facts), f"Run: {run.path}")
+    output.say(*_fact_lines(run.facts), *features.said(), f"Run: {run.path}")
     output.end({"path": str(run.path), **run.record}, command_line("report", run.path))
 
 

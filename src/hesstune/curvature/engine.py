@@ -43,7 +43,7 @@ from hesstune.curvature.lanczos import (
 from hesstune.curvature.layers import WholeWeight
 from hesstune.curvature.layouts import check_batch, used_weights
 from hesstune.curvature.memory import SHARED_GRAPH_EXAMPLES, LiveBytes, PeakBytes, vector_and_span
-from hesstune.curvature.objective import Objective, PerExampleLoss
+from hesstune.curvature.objective import Objective, PerExampleLoss, loss_slopes
 from hesstune.curvature.plan import MeasureMethod, MeasurePlan, make_measure_plan, moved_to_weight_space
 from hesstune.curvature.quadrature import Krylov, Stopping, Tridiagonal, positive_bracket
 from hesstune.curvature.verification import require_finite
@@ -342,7 +342,11 @@ class CurvatureEngine:
             parts, asked = [], asked or FormOptions()
             for row, given in each_alone(inputs):
                 one = trimmed(given) if self.plan.cuts_padding else given
-                alone = replace(asked, numbers=[row if asked.numbers is None else asked.numbers[row]])
+                alone = replace(
+                    asked,
+                    numbers=[row if asked.numbers is None else asked.numbers[row]],
+                    slopes=None if asked.slopes is None else asked.slopes[row : row + 1],
+                )
                 parts.append(self._forms(self.capture(one, names), one, names, apart, alone))
             return ExactForms.joined(parts)
         if apart:
@@ -392,6 +396,19 @@ class CurvatureEngine:
             names: The layers; default: all. With weights that are used more than once or in other ways, the
                 passes are taken for each example.
         """
+        return self._gauss_newton(batch, names)
+
+    def predicted_forms(self, batch: LabelledBatch, names: Sequence[str] | None = None) -> torch.Tensor:
+        """Predict v_iᵀ H_i⁺ v_i for the choice of a sample, (B, L), from one pass more than `gauss_newton`.
+
+        It is the Gauss–Newton value plus the predicted size of the part that this leaves out
+        (`BackwardPasses.residual`). Arguments are those of `gauss_newton`.
+        """
+        return self._gauss_newton(batch, names, residual=True)
+
+    def _gauss_newton(
+        self, batch: LabelledBatch, names: Sequence[str] | None, *, residual: bool = False
+    ) -> torch.Tensor:
         inputs, targets = self.take(batch)
         deltas = self._chosen(names)
         with differentiable(self.model, list(deltas)):
@@ -402,13 +419,18 @@ class CurvatureEngine:
             if not self.plan.depends_on_values:
                 captured.require([name for name in lost if name in self.plan.layouts])
             found = [name for name in deltas if name in captured.layers or name in apart or name in lost]
-            values = torch.zeros(len(targets), len(deltas), dtype=torch.float64)
             columns = [list(deltas).index(name) for name in found]
-            values[:, columns] = self._forms(captured, inputs, found, [*apart, *lost]).quadratic.cpu()
+            slopes = loss_slopes(self.loss, captured.logits, targets) if residual else None
+            forms = self._forms(captured, inputs, found, [*apart, *lost], FormOptions(slopes=slopes))
+        values = forms.quadratic.cpu()
         if self.loss.is_mixture:
             weight = self.loss.curvature_weight(targets, captured.logits.shape[1])
-            values *= weight.cpu().clamp_min(0)[:, None]
-        return values
+            values = values * weight.cpu().clamp_min(0)[:, None]
+        if forms.residual is not None:
+            values = values + forms.residual.cpu()
+        result = torch.zeros(len(targets), len(deltas), dtype=torch.float64)
+        result[:, columns] = values
+        return result
 
     def trace(
         self,

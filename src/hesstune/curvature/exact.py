@@ -46,7 +46,7 @@ FAILURE_PROBABILITY = 0.01
 # With more classes their K × K matrices take minutes for each layer and example.
 _SPECTRUM_CLASSES = 4096
 # The tensors of `ExactForms` that are linear in Λ.
-_TENSORS = ("quadratic", "lower", "upper", "trace", "trace_stderr", "spectrum", "joint")
+_TENSORS = ("quadratic", "lower", "upper", "trace", "trace_stderr", "spectrum", "joint", "residual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,7 @@ class FormOptions:
             it is at least K − 1.
         seed: Of the probes.
         numbers: The examples' numbers, which choose their probes of the trace; default: their places.
+        slopes: The loss's gradient in the logits, (B, K): also predict the part of H_i⁺ that G_i leaves out.
     """
 
     trace: bool = False
@@ -73,6 +74,7 @@ class FormOptions:
     trace_passes: int = TRACE_PASSES
     seed: int = 0
     numbers: Sequence[int] | None = None
+    slopes: torch.Tensor | None = None
 
 
 @dataclass(kw_only=True)
@@ -92,6 +94,8 @@ class ExactForms:
         trace_stderr: Its standard error over the probes, (B, L); 0 if it took all K − 1 passes.
         spectrum: The K − 1 largest eigenvalues, descending, (B, L, K − 1), or None; the others are 0.
         joint: uᵀ Λ u with u = Σ_i J_i v_i, (B, 1), or None if not requested.
+        residual: The size of v_iᵀ (H_i − G_i) v_i, (B, L), predicted by `BackwardPasses.residual`, or None if
+            not requested.
         losses: ℓ of every example, (B,); None for the forms of J_iᵀ Λ J_i themselves.
     """
 
@@ -105,6 +109,7 @@ class ExactForms:
     trace_stderr: torch.Tensor | None = None
     spectrum: torch.Tensor | None = None
     joint: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
     losses: torch.Tensor | None = None
 
     @classmethod
@@ -209,6 +214,7 @@ class BackwardPasses:
         self._logits, self._layers, self._joint = logits, layers, joint
         self._changes = changes or [None] * len(layers)
         self._norms, self._keep = False, spectrum
+        self._sizes: list[torch.Tensor | None] | None = None
         for layer in layers:
             layer.keeps_tokens |= trace and not spectrum  # each pass that gives norms needs them
         zeros = torch.zeros((logits.shape[0], len(layers) + 1), dtype=torch.float64, device=logits.device)
@@ -249,6 +255,8 @@ class BackwardPasses:
         layer, change = self._layers[index], self._changes[index]
         if change is not None:
             self._u[index] = layer.inner(gradient, change)
+            if self._sizes is not None:
+                self._sizes[index] = _sum_of_token_norms(layer, gradient, change)
         if self._norms:
             self._squares[index] = _square_norm(layer, gradient)
         if self._keep:
@@ -287,6 +295,25 @@ class BackwardPasses:
         self._quadratic += product
         self._roots.append(weight.sqrt())
         return norm
+
+    def residual(self, slopes: torch.Tensor, deltas: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Predict the size of v_iᵀ (H_i − G_i) v_i from one pass, (B, L).
+
+        It is ‖v_i‖/‖W_i‖ · Σ_t ‖∂ℓ/∂z_t‖ ‖D_t‖ over the tokens t of the output: H_i − G_i is linear in
+        ∂ℓ/∂f, and smooth operations change their slopes by about the relative change of the activations.
+        """
+        self._sizes = [None] * len(self._layers)
+        self._norms = self._keep = False
+        self.products(slopes.to(self._logits.dtype))
+        found, self._sizes = self._stacked(self._sizes), None
+        norms = torch.linalg.vector_norm
+        changes = [
+            norms(deltas[layer.name]) / norms(layer.weight.detach()).clamp(min=1e-30)
+            if layer.name in deltas
+            else torch.zeros(())
+            for layer in self._layers
+        ]
+        return found * torch.stack([change.to(found) for change in changes])
 
     @torch.no_grad()
     def forms(self) -> ExactForms:
@@ -371,9 +398,19 @@ def _shuffled_signs(size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _square_norm(layer: CapturedLayer, gradient: torch.Tensor) -> torch.Tensor:
     """Return ‖Σ_t g_t a_tᵀ‖² of every example, (B,)."""
     if layer.prefers_gram():
+        # ⟨A Aᵀ, G Gᵀ⟩: no temporary tensor is larger than T × T.
         tokens = layer.output_tokens(gradient)
-        return ((layer.gram() @ tokens) * tokens).flatten(1).sum(1)
+        norms: torch.Tensor = torch.linalg.vecdot(layer.gram().flatten(1), (tokens @ tokens.mT).flatten(1))
+        return norms
     return layer.pullback(gradient).flatten(1).square().sum(1)
+
+
+def _sum_of_token_norms(layer: CapturedLayer, gradient: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Return Σ_t ‖g_t‖ ‖D_t‖ over the positions t of every example's output, (B,)."""
+    channels = -1 if layer.kind == "linear" else 1 - layer.weight.ndim
+    g, d = (torch.linalg.vector_norm(layer.examples_first(x), dim=channels) for x in (gradient, change))
+    sums: torch.Tensor = (g * d).reshape(len(g), -1).sum(1)
+    return sums
 
 
 def _gradient_gram(layer: CapturedLayer, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -446,6 +483,8 @@ def exact_forms(
             found = _skip_classes(passes, factor, asked, traces)
         else:
             found = _all_classes(passes, factor, traces)
+        if asked.slopes is not None:
+            found = replace(found, residual=passes.residual(asked.slopes, deltas))
     if traces is not None:
         found = traces.of(found)
     if not joint:

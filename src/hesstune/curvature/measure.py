@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +15,13 @@ from hesstune.curvature.capture import bytes_in_full_precision, differentiable
 from hesstune.curvature.declared import SKIP_CLASSES, TRACE_PASSES, ExamplesChoice, MethodChoice
 from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.exact import FormOptions
-from hesstune.curvature.lanczos import LanczosForms
 from hesstune.curvature.memory import MIB, SHARED_GRAPH_EXAMPLES, MemoryForecast, PeakBytes, bytes_of
 from hesstune.curvature.objective import Objective, PerExampleLoss
 from hesstune.curvature.plan import LayerPlan
+from hesstune.curvature.quadrature import Stopping
 from hesstune.curvature.quantities import QUANTITIES, MeasureSettings, PositiveForm
 from hesstune.curvature.result import Measure
+from hesstune.curvature.sample import Sample, SampledMeans, sampled_means
 from hesstune.errors import DataError, listed
 from hesstune.forward import Inputs, batch_size
 from hesstune.reference import NO_LAYER, Reference
@@ -30,6 +30,9 @@ from hesstune.runtime.sharding import gathered
 
 # With more sentences at once, padding to the longest one costs more than they save.
 _SENTENCES = 16
+# A layer takes so many draws, and then one more at a time until the standard error of the sum of the layers'
+# means is this share of it.
+_FIRST_DRAWS, _SAMPLE_ERROR = 4, 0.05
 
 
 def measure(  # noqa: PLR0913
@@ -83,17 +86,21 @@ def measure(  # noqa: PLR0913
         layers: Names or fnmatch patterns of layers; default: all.
         steps: Expected Lanczos steps of smooth layers: fewer if the bracket reaches `tol` sooner, up to four
             times as many if it does not.
-        tol: Relative error of smooth layers that the bracket must prove; default: 3 %.
-        examples: `all` measures every example. With `max` and a `mean_sample`, smooth layers are measured on
-            a random sample: other entries are NaN, `mean` is estimated with a standard error, and `maximum`
-            is that of the sample. Without a `mean_sample` both measure every example. Exact layers always do.
+        tol: Relative error of smooth layers that the bracket must prove; default: 3 %, and 25 % in a sample
+            (their mean was then within 3 %).
+        examples: `all` measures every example. With `max` and a `mean_sample`, each smooth layer is measured
+            on a random sample: other entries are NaN, `mean` is estimated with a standard error, and
+            `maximum` is that of the sample. Without a `mean_sample` both measure every example. Exact layers
+            always do.
         trace: Also Tr H_i⁺ of every example and layer; "exact": of exact layers that moved only (the trace of
             a smooth layer takes several Lanczos runs for each example).
         spectrum: Also the nonzero eigenvalues of H_i (exact layers) or G_i, for at most 4,096 classes.
         loss: `cross_entropy`, `consistent` (needs `noise_matrix`), or a callable (logits, targets) -> (B,) of
             per-example losses, which takes the smooth path and has no `gauss_newton`.
         seed: Seed of all random probes and of the sample; the global random state is not used.
-        mean_sample: With examples="max": the number of examples drawn at random for smooth layers; 0: all.
+        mean_sample: With examples="max": the largest number of examples drawn for each smooth layer, with
+            probabilities in proportion to predicted forms; 0: all. After four draws they end if the standard
+            error of the sum of the layers' means is 5 % of it.
         quantities: Names of further quantities of `hesstune.curvature.quantities`; their tensors are in the
             result's `more`.
         noise_matrix: F as an array, F[i, j] = P(noisy = j | true = i), or anything with `.inverse`.
@@ -173,29 +180,6 @@ def measure(  # noqa: PLR0913
         return run.result(whole.changed_others(model))
 
 
-class _RandomSample:
-    """Examples drawn uniformly from a stream: those with the smallest random keys, each as a batch of one."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self._size, self._generator = size, torch.Generator().manual_seed(seed + 1)
-        self._keys = torch.empty(0, dtype=torch.float64)
-        self.drawn: list[tuple[float, int, LabelledBatch]] = []
-
-    def draw_keys(self, count: int) -> None:
-        """Draw the keys of the next examples, in their own order."""
-        new = torch.rand(count, generator=self._generator, dtype=torch.float64)
-        self._keys = torch.cat([self._keys, new])
-
-    def offer(self, examples: torch.Tensor, inputs: Inputs, targets: torch.Tensor) -> None:
-        """Keep those of a chunk's examples, given by number, that belong to the sample so far."""
-        for row, example in enumerate(examples.tolist()):
-            key = float(self._keys[example])
-            if len(self.drawn) < self._size or key < self.drawn[-1][0]:
-                one = rows_of(inputs, torch.tensor([row])), targets[row : row + 1]
-                bisect.insort(self.drawn, (key, example, one), key=lambda entry: entry[0])
-                del self.drawn[self._size :]
-
-
 @dataclass
 class _Measurement:
     """The state of one measurement: the engine, the settings, and the rows so far."""
@@ -214,7 +198,7 @@ class _Measurement:
     tried_layers: list[LayerPlan] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.sample = _RandomSample(self.settings.sampled, self.settings.seed)
+        self.sample = Sample(self.settings.sampled, len(self.engine.names), self.settings.seed)
         self.quantities = self.settings.chosen
 
     def examples_at_once(self, batch: LabelledBatch, on_forecast: Callable[[str], None] | None) -> int:
@@ -233,7 +217,7 @@ class _Measurement:
             self.tried_bytes, self.tried_layers = each, plan.layers
         kept, sharing = 0, SHARED_GRAPH_EXAMPLES
         if asked.sampled and smooth:
-            kept = each * asked.sampled
+            kept = each * asked.sampled * len(smooth)
             if not plan.by("weight_space") and asked.trace is not True:
                 sharing = 1
         budget = None if asked.memory_mib is None else asked.memory_mib * MIB
@@ -319,42 +303,56 @@ class _Measurement:
         for key, value in rows.items():
             self.rows.setdefault(key, []).append(value)
         # Examples that are in the sample stay in it if a later batch moves all smooth layers to weight space.
-        if self.settings.sampled and (self.engine.moved("lanczos") or self.sample.drawn):
-            self.sample.offer(numbers, *batch)
+        if self.settings.sampled and (self.engine.moved("lanczos") or self.sample.examples):
+            self.sample.offer(numbers, rows["predicted"], batch)
         self.count += size
 
     def measure_sample(self) -> None:
-        """Measure the smooth layers of the sample, and estimate their means over all examples.
-
-        The estimate is the mean of the Gauss–Newton values, known for every example, plus the sample's mean
-        difference from them. Its variance as a mean over the distribution is Var q / n + (1 − m/n)·Var(q −
-        GN)/m.
-        """
-        if not self.sample.drawn:
+        """Measure smooth layers on drawn examples, until the sum of their means is known well enough."""
+        if not self.sample.examples:
             return
-        engine = self.engine
-        joined = {key: torch.cat(self.rows[key]) for key in (*PositiveForm.keys, "gauss_newton")}
-        columns = joined["quadratic"].isnan().any(0).nonzero().flatten()
-        names = [engine.names[column] for column in columns.tolist()]
-        batches = [
-            (trimmed(inputs) if engine.plan.cuts_padding else inputs, targets)
-            for _, _, (inputs, targets) in self.sample.drawn
-        ]
-        forms = LanczosForms.joined([engine.lanczos(one, names, self.settings.stopping) for one in batches])
+        joined = {key: torch.cat(self.rows[key]) for key in (*PositiveForm.keys, "predicted")}
+        weights = joined.pop("predicted")
+        left = ~weights.isnan()
+        columns = left.any(0).nonzero().flatten()
         # Rows are in the order of measurement until `result` sorts them.
         place = torch.cat(self.order).argsort()
-        drawn = place[torch.tensor([example for _, example, _ in self.sample.drawn])]
-        for key in PositiveForm.keys:
-            joined[key][drawn[:, None], columns[None, :]] = getattr(forms, key)
-            self.rows[key] = [joined[key]]
-        known, n, m = joined["gauss_newton"][:, columns], self.count, len(drawn)
-        extra = forms.quadratic - known[drawn]
-        variance = torch.full_like(extra[0], math.nan)
-        if m > 1:
-            variance = forms.quadratic.var(0) / n + (1 - m / n) * extra.var(0) / m
-        estimates = {"sampled_mean": known.mean(0) + extra.mean(0), "sampled_stderr": variance.sqrt()}
-        for key, value in estimates.items():
-            self.sampled[key] = engine.spread(names, value[None], math.nan)[0]
+        if self.sample.is_complete:
+            self._measure_pairs(joined, left, self.settings.stopping)
+            values = joined["quadratic"][:, columns]
+            error = values.std(0) / math.sqrt(self.count) if self.count > 1 else math.nan * values[0]
+            means = SampledMeans(values.mean(0), error, torch.zeros_like(error))
+        else:
+            done, rows = 0, place[self.sample.drawn.clamp_min(0)]
+            while done < len(rows):
+                done = max(done + 1, min(_FIRST_DRAWS, len(rows)))
+                wanted = torch.zeros_like(left).scatter(0, rows[:done], value=True)
+                self._measure_pairs(joined, wanted & left, self.settings.sample_stopping)
+                quadratic = joined["quadratic"]
+                means = sampled_means(quadratic[:, columns], weights[:, columns], rows[:done, columns])
+                total = means.mean.sum() + quadratic.mean(0).nansum()
+                if means.sampling_stderr.square().sum().sqrt() <= _SAMPLE_ERROR * total:
+                    break
+        for key, value in joined.items():
+            self.rows[key] = [value]
+        names = [self.engine.names[column] for column in columns.tolist()]
+        found = {"sampled_mean": means.mean, "sampled_stderr": means.stderr}
+        for key, value in (found | {"sampling_stderr": means.sampling_stderr}).items():
+            self.sampled[key] = self.engine.spread(names, value[None], math.nan)[0]
+
+    def _measure_pairs(
+        self, joined: dict[str, torch.Tensor], wanted: torch.Tensor, stopping: Stopping
+    ) -> None:
+        """Fill in the forms of some pairs, (n, L) bool, that have not been measured."""
+        numbers, engine = torch.cat(self.order), self.engine
+        wanted = wanted & joined["quadratic"].isnan()
+        for row in wanted.any(1).nonzero().flatten().tolist():
+            inputs, targets = self.sample.examples[int(numbers[row])]
+            one = (trimmed(inputs) if engine.plan.cuts_padding else inputs), targets
+            columns = wanted[row].nonzero().flatten()
+            forms = engine.lanczos(one, [engine.names[column] for column in columns.tolist()], stopping)
+            for key, values in joined.items():
+                values[row, columns] = getattr(forms, key)[0]
 
     def result(self, not_layers: list[str]) -> Measure:
         """Join the rows; `not_layers` are weight matrices that have changed but are not layers.
@@ -365,7 +363,7 @@ class _Measurement:
         if not self.rows or self.forecast is None:
             raise DataError("there are no examples to measure: the batches are empty")
         engine, place = self.engine, torch.cat(self.order).argsort()
-        joined = {key: torch.cat(values)[place] for key, values in self.rows.items() if key != "gauss_newton"}
+        joined = {key: torch.cat(values)[place] for key, values in self.rows.items() if key != "predicted"}
         more = {key: joined.pop(key) for key in joined.keys() - set(Measure.__dataclass_fields__)}
         distances = [_norm(delta) for delta in engine.differences.values()]
         measured = Measure(

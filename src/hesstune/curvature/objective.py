@@ -174,3 +174,11 @@ def stable_losses(loss: PerExampleLoss, logits: torch.Tensor, targets: torch.Ten
     if isinstance(loss, Objective) and loss.is_mixture:
         return mixture_losses(logits, loss.coefficients(targets, logits.shape[1]))
     return loss(logits, targets)
+
+
+def loss_slopes(loss: PerExampleLoss, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of every example's loss in its logits, (B, K)."""
+    leaf = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        losses = stable_losses(loss, leaf, targets)
+        return torch.autograd.grad(losses.sum(), leaf)[0] if losses.requires_grad else torch.zeros_like(leaf)

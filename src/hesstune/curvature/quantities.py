@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -30,6 +30,8 @@ GAUSS_NEWTON_NOTE = (
     "operations follow a layer, and another number elsewhere"
 )
 _DEFAULT_TOLERANCE = 0.03
+# In a sample, whose means have larger errors.
+_SAMPLE_TOLERANCE = 0.25
 # A wide bracket (vᵀHv very negative) needs more products than `steps`.
 _MOST_PER_STEP = 4
 
@@ -79,8 +81,13 @@ class MeasureSettings:
         return Stopping(tol=tol, most=_MOST_PER_STEP * self.steps)
 
     @property
+    def sample_stopping(self) -> Stopping:
+        """When Lanczos stops on pairs of a sample."""
+        return self.stopping if self.tol is not None else replace(self.stopping, tol=_SAMPLE_TOLERANCE)
+
+    @property
     def sampled(self) -> int:
-        """The number of examples in the sample for smooth layers; 0: all are measured."""
+        """The largest number of draws for each smooth layer; 0: all examples are measured."""
         return self.mean_sample if self.examples == "max" and self.method != "gauss_newton" else 0
 
     @property
@@ -148,7 +155,7 @@ class Quantity(ABC):
 
 
 class PositiveForm(Quantity):
-    """v_iᵀ H_i⁺ v_i with bounds, and with `mean_sample` the Gauss–Newton values that the mean needs.
+    """v_iᵀ H_i⁺ v_i with bounds, and with `mean_sample` the predicted forms that choose the sample.
 
     With `method="gauss_newton"` its tensors hold v_iᵀ G_i v_i in place of that.
     """
@@ -165,10 +172,10 @@ class PositiveForm(Quantity):
         rows = {key: engine.spread(forms.names, getattr(forms, key)) for key in PositiveForm.keys}
         sampled = engine.moved("lanczos") if settings.sampled else []
         if settings.sampled:
-            rows["gauss_newton"] = torch.zeros_like(rows["quadratic"])
+            rows["predicted"] = torch.full_like(rows["quadratic"], math.nan)
         if sampled:
             columns = engine.columns(sampled)
-            rows["gauss_newton"][:, columns] = engine.gauss_newton(batch, sampled)
+            rows["predicted"][:, columns] = engine.predicted_forms(batch, sampled)
             for key in PositiveForm.keys:
                 rows[key][:, columns] = math.nan
         if filled := [name for name in engine.moved("lanczos", "weight_space") if name not in sampled]:
@@ -196,10 +203,15 @@ class PositiveForm(Quantity):
         found, counts = [], measured.refined.sum(0)
         if measured.quantity == "gauss_newton":
             found.append(GAUSS_NEWTON_NOTE)
-        if len(measured.quadratic) and int(counts.min()) < len(measured.quadratic):
+        smooth = counts[counts < len(measured.quadratic)]
+        if len(smooth):
+            low, high = int(smooth.min()), int(smooth.max())
+            many = f"{low}" if low == high else f"{low} to {high}"
             found.append(
-                f"smooth layers were measured on {int(counts.min())} of {len(measured.quadratic)} examples, "
-                "drawn at random: their maximum is over these, and their mean is estimated for all"
+                f"smooth layers were measured on {many} of {len(measured.quadratic)} examples, drawn at "
+                "random in proportion to predicted forms: their maximum is over these, and their mean is "
+                f"estimated for all; the drawing adds a standard error of {measured.sampling_error:.1%} to "
+                "the sum of the layers' means"
             )
         share, tol = (0.0, 0.0) if measured.skipped is None else measured.skipped.tolist()
         if share:

@@ -78,6 +78,7 @@ class Measure:
         sampled_mean: The means estimated from a random sample of examples, (L,); NaN for layers measured on
             all examples; None without a sample.
         sampled_stderr: Its standard error, (L,).
+        sampling_stderr: The part of that from the sampling, (L,), independent between layers.
         not_layers: Weight matrices that have changed but are not layers, so that they are not measured.
         skipped: The largest share of the passes that a batch with skipped classes took, or 0, and the
             tolerance, (2,); not saved.
@@ -105,6 +106,7 @@ class Measure:
     notes: list[str] = field(default_factory=list)
     sampled_mean: torch.Tensor | None = None
     sampled_stderr: torch.Tensor | None = None
+    sampling_stderr: torch.Tensor | None = None
     not_layers: list[str] = field(default_factory=list)
     skipped: torch.Tensor | None = None
     more: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -176,6 +178,14 @@ class Measure:
         if n < 2:
             return torch.full_like(self.maximum, math.nan)
         return _filled(self.quadratic.std(0) / math.sqrt(n), self.sampled_stderr)
+
+    @property
+    def sampling_error(self) -> float:
+        """The standard error that the sampling adds to the sum of the layers' means, relative to the sum."""
+        if self.sampling_stderr is None:
+            return 0.0
+        error = self.sampling_stderr.square().nansum().sqrt()
+        return float(error / self.mean.sum().clamp_min(1e-300))
 
     @property
     def p99(self) -> torch.Tensor:
@@ -266,9 +276,15 @@ class Measure:
     def _mean_dict(self, n: int) -> dict[str, float | int | None]:
         """Summarise `mean_hessian_distance`, with an upper bound on its standard error by the means'."""
         shares = self.mean_shares(n)
-        # √(Cm/n) moves by half its relative change in m; layers share their examples, so errors add up.
-        slopes = torch.where(shares > 0, shares * self.mean_stderr / (2 * self.mean), 0)
-        value, stderr = number(shares.sum()), number(slopes.sum())
+        # √(Cm/n) moves by half its relative change in m; layers share their examples, so errors add up, but
+        # each has draws of its own.
+        slopes = torch.where(shares > 0, shares / (2 * self.mean), 0)
+        own = torch.zeros_like(slopes)
+        if self.sampling_stderr is not None:
+            own = self.sampling_stderr.nan_to_num(nan=0.0)
+        shared = (self.mean_stderr.square() - own.square()).clamp_min(0).sqrt()
+        error = ((slopes * shared).sum().square() + (slopes * own).square().sum()).sqrt()
+        value, stderr = number(shares.sum()), number(error)
         return {"n": n, "C": float(self.losses.max()), "value": value, "stderr": stderr}
 
     def save(self, folder: str | Path, n: int | None = None, **more: Any) -> None:
@@ -285,7 +301,7 @@ class Measure:
             RunError: If they cannot be written; earlier files are then unchanged.
         """
         target = Path(folder)
-        others = ("sampled_mean", "sampled_stderr", "distances")
+        others = ("sampled_mean", "sampled_stderr", "sampling_stderr", "distances")
         tensors = self.rows | {k: v for k in others if (v := getattr(self, k)) is not None}
         facts = {k: getattr(self, k) for k in ("names", "methods", "reasons", "notes", "not_layers")}
         metadata = {k: json.dumps(v) for k, v in facts.items()}

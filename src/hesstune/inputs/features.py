@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -27,8 +28,13 @@ from hesstune.runtime.device import torch_threads
 from hesstune.storage.tensors import digest, digest_of_texts, load_tree, save_tree
 
 # Raised whenever what is stored, or how it is computed, changes.
-FORMAT = "2"
+FORMAT = "3"
 MOST_MIB = 2048
+# So many rows of a cache are computed again when its file is read; they may differ by a share of their norm.
+# An edited `forward` of a user's network, or another version of its library, has the same key.
+CHECKED_ROWS, TOLERANCE = 4, 1e-3
+# The environment variable that names the user's cache; if it is empty, nothing is kept there.
+CACHE = "HESSTUNE_CACHE"
 
 
 class FeatureInputs(ModelInputs):
@@ -145,8 +151,12 @@ class FeatureStore:
 
     Several processes share the rows in a folder, under a lock; without one they are kept in memory only.
     Beyond `most_mib` of memory the oldest data set is dropped. At least `threads` threads compute rows, since
-    other processes of the folder wait for them. `computed` counts the rows that this store has computed.
-    RunError is raised if the folder cannot be written to.
+    other processes of the folder wait for them. `computed` counts the rows that this store has computed, and
+    `read` the files with rows that it found. RunError is raised if the folder cannot be written to.
+
+    A `cache` outlives its block: beyond `most_mib` of files, those not used for longest are deleted, and rows
+    that cannot be written are kept in memory only. A few rows are compared with the network's present
+    features; if they differ, all are computed again.
 
     Example:
         >>> import hesstune as ht
@@ -158,10 +168,16 @@ class FeatureStore:
     """
 
     def __init__(
-        self, folder: Path | None = None, most_mib: int = MOST_MIB, threads: int | None = None
+        self,
+        folder: Path | None = None,
+        most_mib: int = MOST_MIB,
+        threads: int | None = None,
+        *,
+        cache: bool = False,
     ) -> None:
         self.folder = folder
-        self.computed = 0
+        self.computed = self.read = 0
+        self._cache = cache
         self._most, self._threads = most_mib * 2**20, threads
         self._memory: OrderedDict[str, _Features] = OrderedDict()
 
@@ -189,6 +205,13 @@ class FeatureStore:
             found[name] = table.take(part.rows)
         return found
 
+    def said(self) -> list[str]:
+        """Return a sentence on where rows come from, for the user; none if no folder had any."""
+        if not self.read or self.folder is None:
+            return []
+        computed = f"{self.computed:,} computed, the others" if self.computed else "all"
+        return [f"Features: {computed} read from {self.folder} ({CACHE}= computes them anew)."]
+
     def _completed(
         self, key: str | None, loaded: LoadedModel, part: Examples, feed: ModelInputs
     ) -> _Features | None:
@@ -199,7 +222,15 @@ class FeatureStore:
         with self._locked(key) as path:
             if path is not None:
                 table = _Features.read(path)
+                if self._cache and self._is_stale(table, loaded, part, feed):
+                    table = _Features()
             missing = table.missing(part.rows)
+            if path is not None and len(missing) < len(part.rows):
+                self.read += len(part.rows) - len(missing)
+                with contextlib.suppress(
+                    OSError
+                ):  # a folder that cannot be written, or another process deleted it
+                    os.utime(path)  # files not used for longest are deleted first
             if len(missing):
                 heads = [loaded.model.get_submodule(name) for name in loaded.heads]
                 with torch_threads(self._threads):
@@ -209,13 +240,43 @@ class FeatureStore:
                 self.computed += len(missing)
                 table = table.joined(part.rows[missing], made.features.cpu())
                 if path is not None:
-                    save_tree(path, {"rows": torch.from_numpy(table.rows), "features": table.features})
+                    self._write(path, table)
         if key is not None:
             self._memory.pop(key, None)
             self._memory[key] = table
         while sum(kept.features.nbytes for kept in self._memory.values()) > self._most:
             self._memory.popitem(last=False)
         return table
+
+    @staticmethod
+    def _is_stale(table: _Features, loaded: LoadedModel, part: Examples, feed: ModelInputs) -> bool:
+        """Tell whether the network has other features than the table, for a few of the rows that it has."""
+        known = np.flatnonzero(np.isin(part.rows, table.rows))
+        if not len(known):
+            return False
+        some = known[:: -(-len(known) // CHECKED_ROWS)]
+        heads = [loaded.model.get_submodule(name) for name in loaded.heads]
+        made = cached_features(loaded.model, heads, feed, some)
+        stored = table.take(part.rows[some]).float()
+        if made is None or made.features.shape != stored.shape:
+            return True
+        error = torch.linalg.vector_norm(made.features.cpu().float() - stored)
+        return not bool(error <= TOLERANCE * torch.linalg.vector_norm(stored))
+
+    def _write(self, path: Path, table: _Features) -> None:
+        """Write a table; in a cache, delete those not used for longest beyond `most_mib` of files."""
+        tree = {"rows": torch.from_numpy(table.rows), "features": table.features}
+        if not self._cache:
+            save_tree(path, tree)
+        elif table.features.nbytes <= self._most:
+            with contextlib.suppress(RunError, OSError):  # a full disk, or deleted by another process
+                save_tree(path, tree)
+                others = (one for one in path.parent.glob("*.safetensors") if one != path)
+                room = self._most - path.stat().st_size
+                for one in sorted(others, key=lambda one: -one.stat().st_mtime):
+                    room -= one.stat().st_size
+                    if room < 0:
+                        one.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _locked(self, key: str | None) -> Iterator[Path | None]:
@@ -228,6 +289,9 @@ class FeatureStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except OSError as error:
+            if self._cache:
+                yield None
+                return
             reason = error.strerror or error
             raise RunError(f"cannot keep features in {self.folder}: {reason}") from error
         try:
@@ -248,24 +312,32 @@ def _network_digest(loaded: LoadedModel, max_length: int) -> str:
     """Return a checksum of all that features depend on: the network, but not its head, and preprocessing."""
     tensors = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
     modules = [
-        f"{name} {type(module).__module__}.{type(module).__qualname__}"
+        f"{name} {type(module).__module__}.{type(module).__qualname__} {module.extra_repr()}"
         for name, module in loaded.model.named_modules()
         if not in_modules(f"{name}.", loaded.heads)
     ]
     device = next(loaded.model.parameters()).device.type
-    made_of = [device, f"{loaded.mean} {loaded.std}{' bgr' * loaded.bgr}", *modules]
+    made_of = [torch.__version__, device, f"{loaded.mean} {loaded.std}{' bgr' * loaded.bgr}", *modules]
     if loaded.tokenizer is not None:
         made_of += [str(max_length), tokenizer_digest(loaded.tokenizer)]
     return digest({n: t for n, t in tensors.items() if not in_modules(n, loaded.heads)}, "\n".join(made_of))
+
+
+def user_cache() -> Path | None:
+    """Return the folder of features that later commands read; None if CACHE is set and empty."""
+    asked = os.environ.get(CACHE)
+    if asked is None:
+        asked = os.path.join(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "hesstune")
+    return Path(asked) / "features" if asked else None
 
 
 @contextlib.contextmanager
 def sharing(store: FeatureStore | None = None) -> Iterator[FeatureStore]:
     """Take all features that are needed within this block, and in this thread, from one store.
 
-    Default: the store that is shared already, or else one in memory for the block.
+    Default: the store that is shared already, or else the user's cache.
     """
-    store = store or _ACTIVE.get() or FeatureStore()
+    store = store or _ACTIVE.get() or FeatureStore(user_cache(), cache=True)
     token = _ACTIVE.set(store)
     try:
         yield store
