@@ -78,8 +78,8 @@ def efficientnet() -> Network:
 
 
 def resnet() -> Network:
-    widths = ((64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1))
-    widths += ((128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1))
+    stages = ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2))
+    widths = [width for stage in stages for width in (stage, (stage[1], stage[1], 1))]
     blocks = [Residual(*width) for width in widths]
     stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, CLASSES)]
@@ -95,16 +95,18 @@ def minilm() -> Network:
 def bert() -> Network:
     from transformers import BertConfig, BertForSequenceClassification
 
-    return _moved(BertForSequenceClassification(BertConfig(num_labels=CLASSES)), _tokens(30_000))
+    config = BertConfig()
+    config.num_labels = CLASSES
+    return _moved(BertForSequenceClassification(config), _tokens(30_000))
 
 
 def vit() -> Network:
     from transformers import ViTConfig, ViTForImageClassification
 
     shape: dict[str, Any] = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
-    return _moved(
-        ViTForImageClassification(ViTConfig(**shape, image_size=PIXELS, num_labels=CLASSES)), _pictures()
-    )
+    config = ViTConfig(**shape, image_size=PIXELS)
+    config.num_labels = CLASSES
+    return _moved(ViTForImageClassification(config), _pictures())
 
 
 def llama() -> Network:
@@ -119,7 +121,8 @@ def llama() -> Network:
         "num_hidden_layers": 6,
         "num_attention_heads": 4,
     }
-    config = LlamaConfig(vocab_size=4000, **shape, num_key_value_heads=2, pad_token_id=0, num_labels=CLASSES)
+    config = LlamaConfig(vocab_size=4000, **shape, num_key_value_heads=2, pad_token_id=0)
+    config.num_labels = CLASSES
     lora = peft.LoraConfig(task_type="SEQ_CLS", r=8, target_modules="all-linear")
     model = peft.get_peft_model(LlamaForSequenceClassification(config), lora).eval()
     with torch.no_grad():
@@ -164,7 +167,7 @@ def one(name: str, method: str) -> dict[str, Any]:
     measure_layers(model, ref, [(rows_of(inputs, torch.arange(1)), targets[:1])], **OPTIONS[method])
     held = begin_peak()
     CurvatureEngine.of(model, ref, method=OPTIONS[method].get("method", "auto")).plan_on(inputs)
-    found: dict[str, Any] = {"checking_the_plan_mib": end_peak(held), **peaks(None)}
+    found: dict[str, Any] = {"plan_mib": end_peak(held), **peaks(None)}
     try:
         peaks(1e-3)
     except MeasureError as error:
