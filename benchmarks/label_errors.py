@@ -104,7 +104,7 @@ def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
     }
     if wrong.any():
         scores = [get_label_quality_scores(task.given, probabilities, method=name) for name in SCORES]
-        issues = find_label_issues(task.given, probabilities)
+        issues = find_label_issues(task.given, probabilities, n_jobs=1)  # its others need `fork`
         measured["ap_clean"] = average_precision_score(wrong, found.p_wrong)
         measured["ap_cleanlab"] = max(average_precision_score(wrong, -s) for s in scores)
         measured |= {"f1_clean": f1_score(wrong, found.suspected), "f1_cleanlab": f1_score(wrong, issues)}

@@ -98,6 +98,20 @@ def _plans_of_encoders() -> dict[str, _Plan]:
     }
 
 
+# Few examples, many features, much noise, for the weights of pooled heads. All texts are training rows.
+FEW = (
+    "sst2 symmetric:0.3 500",
+    "sst2 symmetric:0.4 500",
+    "sst2 symmetric:0.3 250",
+    "trec symmetric:0.4 500",
+    "trec pair:0.3 500",
+    "cartoon symmetric:0.4 300",
+    "cartoon instance:0.3 300",
+    "sketch symmetric:0.4 300",
+    "sketch pair:0.3 500",
+)
+
+
 def _plans_of_examples() -> dict[str, _Plan]:
     """Return plans with errors that depend on the example, for development."""
     found: dict[str, _Plan] = {}
@@ -109,6 +123,9 @@ def _plans_of_examples() -> dict[str, _Plan]:
         found[f"{domain} confusions:0.25"] = _Plan(domain, "injected", "confusions:0.25", 1500)
     for rate in (0.2, 0.3):
         found[f"sst2 confusions:{rate}"] = _Plan("sst2", "injected", f"confusions:{rate}", 2000)
+    for name in FEW:
+        drawn_from, noise, most = name.split()
+        found[name] = _Plan(drawn_from, "injected", noise, int(most), inside=drawn_from in TEXTS)
     return found
 
 
@@ -135,6 +152,7 @@ DEVELOPMENT = (
     "sketch confusions:0.25",
     "sst2 confusions:0.2",
     "sst2 confusions:0.3",
+    *FEW,
 )
 TEST = (
     *(f"{d} {n}" for d in ("photo", "art_painting") for n in ("symmetric:0.2", "symmetric:0.4", "pair:0.4")),

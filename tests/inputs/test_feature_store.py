@@ -13,7 +13,14 @@ import hesstune as ht
 from commands import inside
 from hesstune.data.load import load_task
 from hesstune.inputs import features as feature_store
-from hesstune.inputs.features import CHECKED_ROWS, FeatureStore, cached_features, frozen_features, sharing
+from hesstune.inputs.features import (
+    CHECKED_ROWS,
+    FeatureStore,
+    cached_features,
+    frozen_features,
+    sharing,
+    user_cache,
+)
 from hesstune.labeling.label_data import label_data
 from hesstune.models.load import load_model
 
@@ -232,6 +239,16 @@ def test_a_changed_network_reads_no_stale_features_of_a_cache(few, image_folder,
     found, store = features(folder, change)
     assert store.computed == len(task.train)
     assert np.array_equal(found, features(None, change)[0])
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    def nowhere():
+        raise RuntimeError
+
+    monkeypatch.delenv("HESSTUNE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", nowhere)
+    assert user_cache() is None
 
 
 def test_a_cache_that_cannot_be_written_is_left_out(few, image_folder, tmp_path):

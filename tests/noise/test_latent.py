@@ -17,17 +17,18 @@ from hesstune.noise.latent.channel import LabelChannel, Observed, shrink_to_symm
 from hesstune.noise.latent.em import (
     TEMPERATURES,
     _fit_em,
-    _mean_scores,
     _Probes,
     fit_from_several_starts,
     fold_rows,
     latent_truth,
     log_scores,
+    mean_scores,
 )
 from hesstune.noise.latent.head import (
     CANDIDATES,
     FAST_CANDIDATES,
     GIVEN_MATRIX,
+    PRIOR_SHARES,
     Candidate,
     Choice,
     HeldOut,
@@ -134,7 +135,7 @@ def test_scores_are_log_probabilities_at_one_and_at_all_temperatures():
     logits, likelihood = 40 * rng.normal(size=(50, 4)), rng.random((50, 4))
     units = rng.integers(1, 4, 50).astype(float)
     each = [float(log_scores(logits, t, likelihood, units).mean()) for t in TEMPERATURES]
-    np.testing.assert_allclose(_mean_scores(logits, likelihood, units), each, rtol=1e-12)
+    np.testing.assert_allclose(mean_scores(logits, likelihood, units), each, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("noise", "least"), [("pair:0.4", 0.9), ("symmetric:0.4", 0.9), ("none", 0.99)])
@@ -161,7 +162,7 @@ def test_the_estimated_rate_decides_if_likelihood_does_not(monkeypatch, ahead, r
         own = draws[0, rows] + ahead if one.shape == "none" else draws[0, rows] + 0.01 * draws[1, rows]
         logs = np.full((len(rows), 3), -np.log(3))
         likelihood = np.exp(own)[:, None] * np.ones(3)
-        return HeldOut({"softmax": logs, "discriminant": logs}, likelihood, np.ones(len(rows)))
+        return HeldOut(dict.fromkeys(PRIOR_SHARES, logs), likelihood, np.ones(len(rows)))
 
     monkeypatch.setattr("hesstune.noise.latent.head._held_out", scores)
     x, y = blobs(600, 3, spread=0.3)

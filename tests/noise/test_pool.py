@@ -1,18 +1,26 @@
-"""The pool of heads, the discriminant behind half of them, and fits to more examples than EM takes."""
-
-from itertools import product
+"""The pool of heads, the discriminants among them, and fits to more examples than EM takes."""
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from hesstune.noise import probes
 from hesstune.noise.latent import discriminant, head
 from hesstune.noise.latent.channel import Observed
-from hesstune.noise.latent.discriminant import SHRINKAGE, TEMPERATURES, fit_discriminant
+from hesstune.noise.latent.discriminant import SHRINKAGE, TEMPERATURES, fit_discriminant, fit_discriminants
 from hesstune.noise.latent.em import FLOOR, fold_rows
-from hesstune.noise.latent.head import Candidate, HeldOut, fit_truth, pooled, robust_head
+from hesstune.noise.latent.head import (
+    POOL_CANDIDATES,
+    PRIOR_SHARES,
+    Candidate,
+    HeldOut,
+    fit_truth,
+    pooled,
+    robust_head,
+)
+from hesstune.noise.latent.stacking import PRIOR_NATS, stacked_weights
 from hesstune.noise.probes import Reduction, SoftProbe
 
 
@@ -32,33 +40,62 @@ def score(logs, likelihood):
     return np.log((1 - FLOOR) * (p * likelihood).sum(axis=1) + FLOOR / logs.shape[1]).mean()
 
 
-def test_a_pool_is_drawn_greedily_by_the_likelihood_of_the_given_labels():
-    rng = np.random.default_rng(0)
-    n, k, kinds = 60, 3, ("softmax", "discriminant")
-    candidates = [Candidate("none", 0.1), Candidate("symmetric", 0.1), Candidate("full", 0.1)]
+def tried_at_random(n, seed=0, informative=None):
+    """Random predictions of four candidates; those of `informative` know the given class."""
+    rng, k = np.random.default_rng(seed), 3
+    given = rng.integers(0, k, n)
+    candidates = [Candidate("none", c) for c in (0.01, 0.1)] + [
+        Candidate(s, 0.1) for s in ("symmetric", "full")
+    ]
+    candidates.append(Candidate("full", 0.3))
+    likelihood = (np.full((k, k), 0.1) + 0.7 * np.eye(k))[:, given].T
     tried = {
         one: HeldOut(
-            {kind: log_softmax(2 * rng.normal(size=(n, k)), axis=1) for kind in kinds},
-            rng.dirichlet(np.ones(k), n),
+            {
+                kind: log_softmax(
+                    rng.normal(size=(n, k)) + 3.0 * ((one, kind) == informative) * np.eye(k)[given], axis=1
+                )
+                for kind in PRIOR_SHARES
+            },
+            likelihood,
             np.ones(n),
         )
         for one in candidates
     }
-    heads = list(product(candidates, kinds))
-    drawn = [max(heads, key=lambda at: score(tried[at[0]].logs[at[1]], tried[at[0]].likelihood))]
-    likelihood = tried[drawn[0][0]].likelihood
-    for _ in range(3):
-        means = {at: np.mean([tried[c].logs[j] for c, j in [*drawn, at]], axis=0) for at in heads}
-        drawn.append(max(heads, key=lambda at: score(means[at], likelihood)))
-    found = {(one.candidate, one.kind): one.draws for one in pooled(tried, 4)}
-    assert found == {at: drawn.count(at) for at in drawn}
+    return tried, likelihood
+
+
+def test_stacked_weights_maximise_the_likelihood_less_the_divergence_from_the_prior():
+    tried, likelihood = tried_at_random(80)
+    logs = [own for one in list(tried.values())[:2] for own in one.logs.values()]
+    prior = np.array([1, 1, 4, 1, 1, 4]) / 12
+
+    def objective(weights):
+        mean = np.tensordot(weights, np.stack(logs), 1)
+        return 80 * score(mean, likelihood) - PRIOR_NATS * weights @ np.log(weights / prior)
+
+    found = stacked_weights(logs, likelihood, np.ones(80), prior)
+    best = minimize(lambda z: -objective(softmax(z)), np.zeros(6), tol=1e-10)
+    assert found.sum() == pytest.approx(1)
+    assert (found > 0).all()
+    assert objective(found) == pytest.approx(-best.fun, abs=0.02)
+
+
+def test_few_labels_leave_the_weights_near_the_prior_and_many_find_the_head_that_predicts():
+    known = Candidate("symmetric", 0.1), "softmax"
+    for n, low, high in ((4, 0.0, 0.4), (400, 0.8, 1.0)):
+        found = pooled(tried_at_random(n, informative=known)[0])
+        share = {(one.candidate, one.kind): one.share for one in found}
+        assert sum(share.values()) == pytest.approx(1)
+        assert len({one for one, _ in share}) == POOL_CANDIDATES
+        assert low <= share[known] <= high
 
 
 def test_the_head_is_the_mean_of_its_pool_and_posteriors_follow_out_of_sample():
     x, y, given = scene()
     labels = Observed.of(given, 3)
     found = robust_head(x, labels)
-    assert sum(one.draws for one in found.choice.pool) == head.DRAWS
+    assert sum(one.share for one in found.choice.pool) == pytest.approx(1)
     logits, logs, reduced = 0.0, 0.0, found.reduced
     for member in found.choice.pool:
         truth = fit_truth(reduced, labels, member.candidate)
@@ -66,12 +103,11 @@ def test_the_head_is_the_mean_of_its_pool_and_posteriors_follow_out_of_sample():
             fitted = SoftProbe(reduced, member.candidate.strength).fit(truth.targets)
             own, out = truth.temperature * fitted.logits(reduced), np.log(truth.probabilities)
         else:
-            fitted = fit_discriminant(reduced, truth.posterior).scaled(
-                labels, truth.channel.likelihood(labels.given)
-            )
+            (fitted,) = fit_discriminants(reduced, truth.posterior, (head.SHRINKAGES[member.kind],))
+            fitted = fitted.scaled(labels, truth.channel.likelihood(labels.given))
             own, out = fitted.linear.logits(reduced), log_softmax(fitted.logits, axis=1)
-        logits = logits + member.draws / head.DRAWS * own
-        logs = logs + member.draws / head.DRAWS * out
+        logits = logits + member.share * own
+        logs = logs + member.share * out
     np.testing.assert_allclose(
         log_softmax(found.linear.logits(x), axis=1), log_softmax(logits, axis=1), atol=1e-3
     )
@@ -82,11 +118,10 @@ def test_the_head_is_the_mean_of_its_pool_and_posteriors_follow_out_of_sample():
 
 
 def test_without_shrinkage_the_discriminant_is_scikit_learns(monkeypatch):
-    monkeypatch.setattr(discriminant, "SHRINKAGE", 0.0)
     monkeypatch.setattr(discriminant, "CHUNK", 70)
     x, y, _ = scene(dims=6)
     theirs = LinearDiscriminantAnalysis(solver="lsqr").fit(x, y).decision_function(x)
-    ours = fit_discriminant(x, np.eye(3)[y]).linear.logits(x)
+    ours = fit_discriminants(x, np.eye(3)[y], (0.0,))[0].linear.logits(x)
     np.testing.assert_allclose(ours - ours[:, :1], theirs - theirs[:, :1], atol=1e-8)
 
 

@@ -72,7 +72,7 @@ class Sample:
         """Consider examples of the newest batch, by number; weights, (B, L), are NaN for pairs left out."""
         keys = self._keys[numbers - (self._seen - len(self._keys))]
         weights = weights.clamp_min(1e-200)[:, None]
-        ratios = keys / torch.where(self._even, weights / weights, weights)
+        ratios = keys / weights.where(~self._even | weights.isnan(), 1.0)
         smallest, rows = ratios.nan_to_num(nan=math.inf).min(0)
         closer = smallest < self._smallest
         self._smallest = torch.where(closer, smallest, self._smallest)

@@ -226,11 +226,9 @@ class FeatureStore:
                     table = _Features()
             missing = table.missing(part.rows)
             if path is not None and len(missing) < len(part.rows):
-                self.read += len(part.rows) - len(missing)
-                with contextlib.suppress(
-                    OSError
-                ):  # a folder that cannot be written, or another process deleted it
-                    os.utime(path)  # files not used for longest are deleted first
+                self.read += 1
+                with contextlib.suppress(OSError):  # it cannot be changed, or another process deleted it
+                    os.utime(path)
             if len(missing):
                 heads = [loaded.model.get_submodule(name) for name in loaded.heads]
                 with torch_threads(self._threads):
@@ -324,18 +322,21 @@ def _network_digest(loaded: LoadedModel, max_length: int) -> str:
 
 
 def user_cache() -> Path | None:
-    """Return the folder of features that later commands read; None if CACHE is set and empty."""
-    asked = os.environ.get(CACHE)
-    if asked is None:
-        asked = os.path.join(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "hesstune")
-    return Path(asked) / "features" if asked else None
+    """Return the folder of features that later commands read; None if CACHE is empty or there is no home."""
+    if (asked := os.environ.get(CACHE)) is not None:
+        return Path(asked).absolute() / "features" if asked else None
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # as in a container whose user is in no table of users
+        return None
+    return base.absolute() / "hesstune" / "features"
 
 
 @contextlib.contextmanager
 def sharing(store: FeatureStore | None = None) -> Iterator[FeatureStore]:
     """Take all features that are needed within this block, and in this thread, from one store.
 
-    Default: the store that is shared already, or else the user's cache.
+    Default: the store that is shared already, or else the user's cache (`user_cache`).
     """
     store = store or _ACTIVE.get() or FeatureStore(user_cache(), cache=True)
     token = _ACTIVE.set(store)

@@ -58,9 +58,9 @@ class Auto(SolvedHeadMethod):
     """Auto: a head chosen by held-out likelihood, then deeper layers if that improves validation.
 
     `auto` fits several linear heads on frozen features, with and without a noise model: softmax regressions
-    and linear discriminants. The mean of those that predict held-out given labels best together is the head
-    (`hesstune.noise.latent`). Deeper layers start
-    from it (Kumar et al. 2022), with its logits damped, more in longer training: a head that already fits
+    and linear discriminants. Their mean is the head, weighted such that it predicts held-out given labels
+    best (`hesstune.noise.latent`). Deeper layers start from it (Kumar et al. 2022), with its logits damped,
+    more in longer training: a head that already fits
     gives them no gradient. They are trained on posteriors of each example's true class, inside distance
     constraints that are a share of each layer's norm. The posteriors combine the
     out-of-sample probe (with less weight in longer training), the network's own earlier predictions and the
@@ -230,8 +230,9 @@ def _description(choice: Choice) -> str:
     noise = f"{KINDS[choice.candidate.shape]} (C = {choice.candidate.strength:g})"
     if not choice.pool:
         return noise
-    heads = (one.name if one.draws == 1 else f"{one.name} ({one.draws} times)" for one in choice.pool)
-    return f"{noise}; the mean of the heads {', '.join(heads)}"
+    largest = sorted(choice.pool, key=lambda one: -one.share)
+    heads = (f"{one.name} ({one.share:.0%})" for one in largest if round(100 * one.share) >= 1)
+    return f"{noise}; the weighted mean of the heads {', '.join(heads)}"
 
 
 def _reason(choice: Choice) -> str:

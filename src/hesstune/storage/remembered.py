@@ -20,7 +20,7 @@ from hesstune.storage.tensors import Tree, load_tree, save_tree
 # Results kept in memory at most; the oldest are dropped first.
 MOST = 512
 # Raised whenever what is kept, or how it is computed, changes.
-FORMAT = 1
+FORMAT = 2
 
 
 class _Results:

@@ -80,7 +80,8 @@ def finetune(  # noqa: PLR0913
     """Fine-tune a pretrained network on a small, perhaps noisily labelled data set.
 
     Without `out` the run goes to a new folder below the system's temporary one, `Run.path`. It is not
-    removed: it holds the run that is returned.
+    removed: it holds the run that is returned. Features of frozen layers are kept in the user's cache, unless
+    HESSTUNE_CACHE is set and empty.
 
     Args:
         data: The data set, by position or by name: a string as on the command line; a pandas DataFrame

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hesstune.noise.latent.channel import Observed
-from hesstune.noise.latent.em import FOLDS, fold_rows, log_scores
+from hesstune.noise.latent.em import FOLDS, fold_rows, mean_scores
 from hesstune.noise.probes import Linear
 from hesstune.runtime.device import one_thread
 
@@ -49,16 +50,18 @@ class _Sums:
             self.mass + sign * other.mass, self.first + sign * other.first, self.second + sign * other.second
         )
 
-    def discriminant(self) -> Linear:
-        """Return weight S⁻¹μ_c and bias −μ_cᵀS⁻¹μ_c/2 + ln π_c of each class."""
+    def discriminants(self, shrinkages: Sequence[float]) -> list[Linear]:
+        """Return weight S⁻¹μ_c and bias −μ_cᵀS⁻¹μ_c/2 + ln π_c of each class, for each shrinkage of S."""
         total = max(float(self.mass.sum()), 1e-12)
         means = self.first / np.maximum(self.mass, 1e-9)[:, None]
         scatter = (self.second - (means.T * self.mass) @ means) / total
         scale = max(float(np.trace(scatter)) / len(scatter), 1e-9)
-        covariance = (1 - SHRINKAGE) * scatter + SHRINKAGE * scale * np.eye(len(scatter))
-        axes = np.asarray(np.linalg.solve(covariance, means.T), dtype=np.float64)
-        shares = np.maximum(self.mass / total, 1e-9)
-        return Linear(axes, -0.5 * (means * axes.T).sum(axis=1) + np.log(shares))
+        logs, found = np.log(np.maximum(self.mass / total, 1e-9)), []
+        for shrinkage in shrinkages:
+            covariance = (1 - shrinkage) * scatter + shrinkage * scale * np.eye(len(scatter))
+            axes = np.asarray(np.linalg.solve(covariance, means.T), dtype=np.float64)
+            found.append(Linear(axes, -0.5 * (means * axes.T).sum(axis=1) + logs))
+        return found
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,11 @@ class Discriminant:
             labels: Of the examples.
             likelihood: P(given | class), (N, K).
         """
-        units = labels.given.sum(axis=1)
-        best = max(TEMPERATURES, key=lambda t: float(log_scores(self.logits, t, likelihood, units).mean()))
+        scores = mean_scores(self.logits, likelihood, labels.given.sum(axis=1), TEMPERATURES)
+        best = TEMPERATURES[int(np.argmax(scores))]
         return Discriminant(Linear(best * self.linear.weight, best * self.linear.bias), best * self.logits)
 
 
-@one_thread()
 def fit_discriminant(
     x: NDArray[np.floating],
     targets: NDArray[np.float64],
@@ -94,14 +96,29 @@ def fit_discriminant(
     weight: NDArray[np.float64] | None = None,
     seed: int = 0,
 ) -> Discriminant:
-    """Fit a linear discriminant to class probabilities, and by cross-fitting.
+    """Return `fit_discriminants` with the shrinkage SHRINKAGE."""
+    return fit_discriminants(x, targets, (SHRINKAGE,), folds=folds, weight=weight, seed=seed)[0]
+
+
+@one_thread()
+def fit_discriminants(
+    x: NDArray[np.floating],
+    targets: NDArray[np.float64],
+    shrinkages: Sequence[float],
+    *,
+    folds: int = FOLDS,
+    weight: NDArray[np.float64] | None = None,
+    seed: int = 0,
+) -> list[Discriminant]:
+    """Fit linear discriminants to class probabilities, and by cross-fitting.
 
     Means μ_c and shares π_c of the classes are weighted by the targets; the covariance S is shared and
-    shrunk towards a multiple of the identity (SHRINKAGE). Logits are xᵀS⁻¹μ_c − μ_cᵀS⁻¹μ_c/2 + ln π_c.
+    shrunk towards a multiple of the identity. Logits are xᵀS⁻¹μ_c − μ_cᵀS⁻¹μ_c/2 + ln π_c.
 
     Args:
         x: (N, C) features.
         targets: (N, K) class probabilities.
+        shrinkages: The share of S that is replaced, for each discriminant.
         folds: Number of folds, at most N.
         weight: (N,) how much each example counts; None: once.
         seed: Of the folds.
@@ -112,7 +129,9 @@ def fit_discriminant(
     whole = own[0]
     for other in own[1:]:
         whole = whole.combined(other, 1)
-    logits = np.empty(targets.shape)
+    logits = [np.empty(targets.shape) for _ in shrinkages]
     for rows, sums in zip(parts, own, strict=True):
-        logits[rows] = whole.combined(sums, -1).discriminant().logits(x[rows].astype(np.float64))
-    return Discriminant(whole.discriminant(), logits)
+        held = x[rows].astype(np.float64)
+        for found, linear in zip(logits, whole.combined(sums, -1).discriminants(shrinkages), strict=True):
+            found[rows] = linear.logits(held)
+    return [Discriminant(*one) for one in zip(whole.discriminants(shrinkages), logits, strict=True)]

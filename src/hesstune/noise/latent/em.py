@@ -209,7 +209,7 @@ def _fit_em(probes: _Probes, labels: Observed, channel: LabelChannel, max_rounds
     for at in range(max_rounds):
         logits = probes.logits(posterior, STEPS if at else FIRST_STEPS)
         likelihood = channel.likelihood(given)
-        temperature = max(zip(_mean_scores(logits, likelihood, units), TEMPERATURES, strict=True))[1]
+        temperature = max(zip(mean_scores(logits, likelihood, units), TEMPERATURES, strict=True))[1]
         probabilities = softmax(temperature * logits, axis=1)
         posterior = labels.known(_normalised(probabilities * likelihood))
         following = channel.refitted(given, posterior, labels.weight)
@@ -258,7 +258,7 @@ def _assumed_correct(logits: NDArray[np.float64], labels: Observed) -> LatentTru
     for rate in RATES:
         if rate < 1 - 1 / k:
             tried = LabelChannel.symmetric(k, rate, "none")
-            scores = _mean_scores(logits, tried.likelihood(given), given.sum(axis=1))
+            scores = mean_scores(logits, tried.likelihood(given), given.sum(axis=1))
             if max(scores) > best:
                 best, channel = max(scores), tried
                 temperature = TEMPERATURES[scores.index(best)]
@@ -272,15 +272,18 @@ def _normalised(joint: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(joint / np.maximum(joint.sum(axis=1, keepdims=True), 1e-300))
 
 
-def _mean_scores(
-    logits: NDArray[np.float64], likelihood: NDArray[np.float64], units: NDArray[np.float64]
+def mean_scores(
+    logits: NDArray[np.float64],
+    likelihood: NDArray[np.float64],
+    units: NDArray[np.float64],
+    temperatures: Sequence[float] = TEMPERATURES,
 ) -> list[float]:
-    """Return the mean of `log_scores` at each of TEMPERATURES; classes first, sums over them are quick."""
+    """Return the mean of `log_scores` at each temperature; classes first, sums over them are quick."""
     across, given = np.ascontiguousarray(logits.T), np.ascontiguousarray(likelihood.T)
     across -= across.max(axis=0)
     uniform = FLOOR * np.power(float(len(across)), -units)
     found = []
-    for temperature in TEMPERATURES:
+    for temperature in temperatures:
         p = np.exp(temperature * across)
         share = np.einsum("kn,kn->n", p, given) / p.sum(axis=0)
         found.append(float(np.log((1 - FLOOR) * share + uniform).mean()))

@@ -14,7 +14,7 @@ from scipy.special import log_softmax, softmax
 from hesstune.errors import DataError
 from hesstune.noise.latent.channel import SHAPES, Observed, Shape
 from hesstune.noise.latent.copies import merge_copies
-from hesstune.noise.latent.discriminant import Discriminant, fit_discriminant
+from hesstune.noise.latent.discriminant import SHRINKAGE, Discriminant, fit_discriminants
 from hesstune.noise.latent.em import (
     FOLDS,
     LatentTruth,
@@ -23,6 +23,7 @@ from hesstune.noise.latent.em import (
     latent_truth,
     log_scores,
 )
+from hesstune.noise.latent.stacking import stacked_weights
 from hesstune.noise.probes import Linear, Reduction, SoftProbe
 from hesstune.runtime.device import one_thread, one_thread_each
 from hesstune.selection import first_within_errors, paired_gain
@@ -39,8 +40,8 @@ CHOICE_FOLDS, HELD_OUT = 5, 3
 # Standard errors behind the best of its kind on the first held-out part at which a candidate is dropped, and
 # the least number of held-out examples for that.
 PRUNE_AFTER_STDERRS, MIN_HELD_OUT = 3.0, 50
-# Heads in a pool, one head counted as often as it is drawn. Of 3, 5 and 10 on development tasks of heads.
-DRAWS = 5
+# Candidates whose heads are averaged: each is fitted to all examples.
+POOL_CANDIDATES = 4
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,15 @@ class Candidate:
         return f"{self.shape} {self.strength:g}"
 
 
-Kind = Literal["softmax", "discriminant"]
+Kind = Literal["softmax", "discriminant", "shrunken discriminant"]
 """A head: softmax regression on a candidate's targets, or a linear discriminant of its posteriors."""
+
+# The share of the pooled covariance that a multiple of the identity replaces. At 0.9 little more than the
+# class means counts: of few examples, or very noisy ones, not much more can be estimated.
+SHRINKAGES: dict[Kind, float] = {"discriminant": SHRINKAGE, "shrunken discriminant": 0.9}
+# What each head of a candidate counts a priori, relative to one another. Of 1 and 4 for the last one on
+# development tasks of heads with 200 to 900 examples.
+PRIOR_SHARES: dict[Kind, float] = {"softmax": 1.0, "discriminant": 1.0, "shrunken discriminant": 4.0}
 
 
 @dataclass(frozen=True)
@@ -72,12 +80,12 @@ class Member:
     Attributes:
         candidate: The model of the labels.
         kind: Of head.
-        draws: How often it counts.
+        share: Its weight in the mean of their logits.
     """
 
     candidate: Candidate
     kind: Kind
-    draws: int
+    share: float
 
     @property
     def name(self) -> str:
@@ -149,7 +157,7 @@ class Choice:
             "dropped": self.dropped,
             "gain_over_plain": {"mean": self.gain[0], "stderr": self.gain[1]},
             **({} if self.plain_noise_rate is None else {"plain_noise_rate": self.plain_noise_rate}),
-            **({"pool": {one.name: one.draws for one in self.pool}} if self.pool else {}),
+            **({"pool": {one.name: round(one.share, 4) for one in self.pool}} if self.pool else {}),
         }
 
 
@@ -196,28 +204,32 @@ def choose(
     return Choice(chosen, plain, means, gain, seen, rival, dropped, pooled(tried))
 
 
-def pooled(tried: Mapping[Candidate, HeldOut], draws: int = DRAWS) -> tuple[Member, ...]:
-    """Draw heads, with replacement, such that their mean log-probabilities predict given labels best.
+def pooled(tried: Mapping[Candidate, HeldOut]) -> tuple[Member, ...]:
+    """Weigh heads such that their mean log-probabilities predict given labels best.
 
-    The first draw is the head with the largest mean log-likelihood of the held-out given labels under its
-    candidate's noise matrix. Each further one adds most to that likelihood, under the noise matrix of the
-    first. Two kinds of heads err differently, and so do several penalties; the mean is one linear head again.
-    Source: Caruana et al. 2004, *Ensemble selection from libraries of models*.
+    The noise matrix is that of the head with the largest mean log-likelihood of the held-out given labels.
+    Under it `stacked_weights` weighs the heads of all candidates, and again those of the POOL_CANDIDATES
+    candidates of the largest weight. Kinds of heads err differently, and so do penalties; the mean is one
+    linear head again.
 
     Args:
         tried: What the heads of each candidate predict for held-out examples.
-        draws: How many.
     """
     heads = [(one, kind) for one in tried for kind in get_args(Kind)]
-    first = max(heads, key=lambda head: float(tried[head[0]].scores(head[1]).mean()))
-    channel, drawn = tried[first[0]], [first]
-    total = channel.logs[first[1]]
-    while len(drawn) < draws:
-        means = [(total + tried[one].logs[kind]) / (len(drawn) + 1) for one, kind in heads]
-        best = int(np.argmax([channel.scores_of(mean).mean() for mean in means]))
-        drawn.append(heads[best])
-        total = means[best] * len(drawn)
-    return tuple(Member(*head, drawn.count(head)) for head in dict.fromkeys(drawn))
+    channel = tried[max(heads, key=lambda head: float(tried[head[0]].scores(head[1]).mean()))[0]]
+
+    def weighed(some: Sequence[tuple[Candidate, Kind]]) -> tuple[Member, ...]:
+        prior = np.array([PRIOR_SHARES[kind] for _, kind in some])
+        logs = [tried[one].logs[kind] for one, kind in some]
+        shares = stacked_weights(logs, channel.likelihood, channel.units, prior / prior.sum())
+        return tuple(Member(*head, float(share)) for head, share in zip(some, shares, strict=True))
+
+    first = weighed(heads)
+    if len(tried) <= POOL_CANDIDATES:
+        return first
+    whole = {one: sum(each.share for each in first if each.candidate == one) for one in tried}
+    kept = sorted(whole, key=lambda one: -whole[one])[:POOL_CANDIDATES]
+    return weighed([head for head in heads if head[0] in kept])
 
 
 @dataclass(frozen=True)
@@ -310,11 +322,11 @@ def _simplest(candidates: Sequence[Candidate], scores: dict[str, NDArray[np.floa
 
 @dataclass(frozen=True)
 class _Heads:
-    """Both heads of one candidate, on reduced features, at the fitted temperatures."""
+    """The heads of one candidate, on reduced features, at the fitted temperatures."""
 
     truth: LatentTruth
     softmax: Linear
-    discriminant: Discriminant
+    discriminants: dict[Kind, Discriminant]
 
     @classmethod
     def fit(
@@ -322,17 +334,21 @@ class _Heads:
     ) -> _Heads:
         fitted = SoftProbe(x, one.strength, labels.weight).fit(truth.targets)
         scaled = Linear(fitted.weight * truth.temperature, fitted.bias * truth.temperature)
-        other = fit_discriminant(x, truth.posterior, weight=labels.weight, seed=seed)
-        return cls(truth, scaled, other.scaled(labels, truth.channel.likelihood(labels.given)))
+        others = fit_discriminants(
+            x, truth.posterior, tuple(SHRINKAGES.values()), weight=labels.weight, seed=seed
+        )
+        likelihood = truth.channel.likelihood(labels.given)
+        made = (other.scaled(labels, likelihood) for other in others)
+        return cls(truth, scaled, dict(zip(SHRINKAGES, made, strict=True)))
 
     def linear(self, kind: Kind) -> Linear:
-        return self.softmax if kind == "softmax" else self.discriminant.linear
+        return self.softmax if kind == "softmax" else self.discriminants[kind].linear
 
     def logs(self, kind: Kind) -> NDArray[np.float64]:
         """Return ln P(true class | features), (N, K), by a head that did not see the example."""
         if kind == "softmax":
             return np.log(np.maximum(self.truth.probabilities, 1e-300))
-        return np.asarray(log_softmax(self.discriminant.logits, axis=1))
+        return np.asarray(log_softmax(self.discriminants[kind].logits, axis=1))
 
 
 def _held_out(
@@ -402,9 +418,9 @@ def robust_head(
 
     Candidates are penalised cross-entropy on the labels as they are, and the same on the posteriors of
     latent-truth EM, with a symmetric or a full noise matrix, each at several penalties, each with a softmax
-    regression and a linear discriminant. `choose` picks a noise model and `pooled` the heads by the
-    likelihood of held-out noisy labels; these are fitted to all examples. Copies of an example count as one
-    (`hesstune.noise.latent.copies`).
+    regression and two linear discriminants. `choose` picks a noise model and `pooled` weighs the heads by
+    the likelihood of held-out noisy labels; these are fitted to all examples. Copies of an example count
+    as one (`hesstune.noise.latent.copies`).
 
     Args:
         features: (N, D) of a frozen network.
@@ -445,7 +461,7 @@ def robust_head(
     if find_errors:
         choice = replace(_for_label_errors(x, labels, choice, seed), pool=())
     one = choice.candidate
-    pool = choice.pool or (Member(one, "softmax", 1),)
+    pool = choice.pool or (Member(one, "softmax", 1.0),)
     with one_thread():
         heads = {
             each: _Heads.fit(x, labels, each, fit_truth(x, labels, each, patient, seed), seed)
@@ -490,10 +506,9 @@ def _combined(
     pool: Sequence[Member], heads: Mapping[Candidate, _Heads], truth: LatentTruth, labels: Observed
 ) -> tuple[Linear, LatentTruth]:
     """Return the mean of a pool's heads, and a truth with the posteriors that follow out of sample."""
-    draws = sum(member.draws for member in pool)
     linear, logs = Linear(np.zeros(()), np.zeros(())), np.zeros(())
     for member in pool:
-        own, share = heads[member.candidate], member.draws / draws
+        own, share = heads[member.candidate], member.share
         head = own.linear(member.kind)
         linear = Linear(linear.weight + share * head.weight, linear.bias + share * head.bias)
         logs = logs + share * own.logs(member.kind)
