@@ -30,7 +30,7 @@ from measure import begin_peak, end_peak
 EXAMPLES, CLASSES, PIXELS, TOKENS = 16, 7, 128, 48
 # The defaults of the command line, with fewer products and sampled examples of smooth layers.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "default": {"examples": "max", "trace": "exact", "mean_sample": 2, "steps": 2},
+    "default": {"examples": "max", "trace": "exact", "mean_sample": 2, "steps": 2, "max_examples": EXAMPLES},
     "gauss_newton": {"method": "gauss_newton", "trace": True},
 }
 Network = tuple[nn.Module, Reference, Inputs]

@@ -162,6 +162,8 @@ def test_the_inputs_of_a_sample_count_from_the_start():
         measure(model, ref, batches, mean_sample=100, progress=done.append, **options)
     assert not done  # a hundred examples of 16 KiB
     assert 2 <= int(measure(model, ref, batches, mean_sample=16, **options).refined[:, 0].sum()) <= 16
+    # No more inputs are kept than there are examples.
+    measure(model, ref, batches, mean_sample=100, **options | {"max_examples": 20})
 
 
 def test_larger_inputs_than_the_first_ones_are_forecast_anew():

@@ -217,7 +217,8 @@ class _Measurement:
             self.tried_bytes, self.tried_layers = each, plan.layers
         kept, sharing = 0, SHARED_GRAPH_EXAMPLES
         if asked.sampled and smooth:
-            kept = each * asked.sampled * len(smooth)
+            pairs = asked.sampled * len(smooth)
+            kept = each * min(pairs, asked.max_examples or pairs)
             if not plan.by("weight_space") and asked.trace is not True:
                 sharing = 1
         budget = None if asked.memory_mib is None else asked.memory_mib * MIB
