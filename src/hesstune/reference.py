@@ -37,6 +37,8 @@ _MATRIX_MODULES = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+# The entries of a difference that are computed at a time for its norm.
+_NORM_ENTRIES = 2**18
 
 
 def in_modules(name: str, modules: Iterable[str]) -> bool:
@@ -223,8 +225,11 @@ class Reference:
             # difference in memory, and the next difference would need new memory.
             values = torch.zeros(len(parts), dtype=torch.float64)
             for at, (w, anchor) in enumerate(parts):
-                moved = _difference(w, anchor)
-                values[at] = torch.linalg.vector_norm(moved, dtype=wide(moved))
+                # A few rows at a time: the difference of a large embedding takes memory.
+                rows = max(1, _NORM_ENTRIES * len(w) // max(1, w.numel()))
+                moved = (_difference(*few) for few in zip(w.split(rows), anchor.split(rows), strict=True))
+                norms = [torch.linalg.vector_norm(part, dtype=wide(part)) for part in moved]
+                values[at] = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
             if any(is_sharded(w) for w in weights):
                 values = over_parts(values.square(), weights).sqrt()
         return dict(zip(names, values.tolist(), strict=True))

@@ -184,3 +184,40 @@ def test_what_does_not_fit_is_refused():
     engine.plan_on(X)
     with pytest.raises(MeasureError, match="logits of example 2 are not finite"):
         engine.exact((broken, Y))
+
+
+class Switched(nn.Module):
+    """A network with an activation that an attribute chooses."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.act = nn.Linear(4, 8), nn.Linear(8, 3), torch.relu
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += len(x)
+        return self.last(self.act(self.first(x)))
+
+
+def test_a_plan_is_used_again_while_the_network_computes_the_same():
+    torch.manual_seed(0)
+    model = Switched()
+    deltas = {name: torch.ones_like(p) for name, p in model.named_parameters() if p.ndim > 1}
+    x = torch.randn(6, 4)
+
+    def planned(inputs, **options):
+        model.calls = 0
+        return CurvatureEngine(model, deltas, **options).plan_on(inputs)
+
+    first = planned(x)
+    new = model.calls
+    with torch.no_grad():
+        model.first.weight.add_(1.0)
+    assert planned(x) == first
+    assert model.calls <= 2 < new / 5
+    assert planned(x, method="gauss_newton").layers[0].method == "gauss_newton"
+    assert planned(x) == first
+    assert model.calls == new  # the last plan was for another method
+    model.act = torch.tanh
+    assert [layer.method for layer in planned(x).layers] == ["lanczos", "exact"]
+    assert model.calls > 2

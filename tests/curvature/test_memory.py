@@ -157,11 +157,13 @@ def test_the_inputs_of_a_sample_count_from_the_start():
     ref = _moved(model)
     batches = [(torch.randn(4, 1, 4096), torch.zeros(4, dtype=torch.long)) for _ in range(40)]
     done = []
-    options = {"examples": "max", "memory_mib": 1.5, "max_examples": 100}
+    options = {"examples": "max", "memory_mib": 1.5, "max_examples": 100, "steps": 2}
     with pytest.raises(MeasureError, match="fewer examples if the inputs take most of it"):
         measure(model, ref, batches, mean_sample=100, progress=done.append, **options)
     assert not done  # a hundred examples of 16 KiB
     assert 2 <= int(measure(model, ref, batches, mean_sample=16, **options).refined[:, 0].sum()) <= 16
+    # No more inputs are kept than there are examples.
+    measure(model, ref, batches, mean_sample=100, **options | {"max_examples": 20})
 
 
 def test_larger_inputs_than_the_first_ones_are_forecast_anew():

@@ -148,7 +148,8 @@ class MeasuredNetwork:
         _, order = own_batches(len(self.rows), self.batch)
         # Every process makes the plan on the same first batch.
         first = self.feed.inputs(self.rows[order[0]])
-        own = measure(self.net, self.reference, self.batches(), plan_on=first, **options)
+        most = len(self.rows)
+        own = measure(self.net, self.reference, self.batches(), plan_on=first, max_examples=most, **options)
         return gathered_measure(own, order)
 
     def stability(self, sigmas: Sequence[float], samples: int, seed: int, **options: Any) -> list[Stability]:

@@ -17,8 +17,9 @@ from hesstune.forward import batch_size, evaluating, logits_of
 from hesstune.reference import Reference
 
 # All in forward passes of one example. A training step is a forward pass and a backward pass of twice its
-# time; a measurement has a plan, and `closed_form_passes` for each example.
-_TRAINING_PASSES, _PLANNING_PASSES = 3, 100
+# time. The first measurement makes a plan, the others check that it still holds; each takes
+# `closed_form_passes` for each example.
+_TRAINING_PASSES, _PLANNING_PASSES, _CHECKING_PASSES = 3, 120, 15
 # Fewer examples say little: epochs are left out instead.
 _FEWEST_EXAMPLES = 8
 
@@ -98,11 +99,12 @@ class MeasureCallback:
             return None
         each = self._passes_an_example(model)
         size = batch_size(self._batch[0])
-        least = _PLANNING_PASSES + each * min(size, _FEWEST_EXAMPLES)
+        least = _CHECKING_PASSES + each * min(size, _FEWEST_EXAMPLES)
         interval = self._every * math.ceil(least / (self._every * self._each_epoch))
-        if epoch % interval:
+        room = min(interval * self._each_epoch, epoch * self._each_epoch - _PLANNING_PASSES)
+        if epoch % interval or room < least:
             return None
-        most = int((interval * self._each_epoch - _PLANNING_PASSES) / each)
+        most = int((room - _CHECKING_PASSES) / each)
         found = measure(model, self._ref, [self._batch], method="gauss_newton", max_examples=most)
         mean = found.to_dict(self._n)["mean_measure"]
         point = MeasuredEpoch(epoch, mean["value"], mean["stderr"] or math.nan, len(found.losses))

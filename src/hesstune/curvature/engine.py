@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from hesstune.curvature.batches import (
     LabelledBatch,
+    by_length,
     each_alone,
     in_full_precision,
     rows_of,
@@ -41,15 +42,18 @@ from hesstune.curvature.lanczos import (
 )
 from hesstune.curvature.layers import WholeWeight
 from hesstune.curvature.layouts import check_batch, used_weights
-from hesstune.curvature.memory import SHARED_GRAPH_EXAMPLES
+from hesstune.curvature.memory import SHARED_GRAPH_EXAMPLES, LiveBytes, PeakBytes, vector_and_span
 from hesstune.curvature.objective import Objective, PerExampleLoss, loss_slopes
 from hesstune.curvature.plan import MeasureMethod, MeasurePlan, make_measure_plan, moved_to_weight_space
-from hesstune.curvature.quadrature import Krylov, Stopping
+from hesstune.curvature.quadrature import Krylov, Stopping, Tridiagonal, positive_bracket
 from hesstune.curvature.verification import require_finite
 from hesstune.errors import ConfigError, DataError, LayerError, unknown_name
 from hesstune.forward import Inputs, batch_size, moved, named_parameters
 from hesstune.reference import Reference, matching_names
 from hesstune.runtime.sharding import refuse_sharded
+
+# The classes of the passes on which memory is measured.
+_FEW_CLASSES = 3
 
 
 def selected_layers(names: list[str], patterns: str | Sequence[str] | None) -> list[str]:
@@ -203,7 +207,7 @@ class CurvatureEngine:
                 self.model, inputs, self.names, self.loss, self._method, self._seed
             )
             if self._apart:
-                self._plan = moved_to_weight_space(self._plan, self._apart, self.model, inputs, self._method)
+                self._plan = moved_to_weight_space(self._plan, self._apart, self._method)
         self._planned_on = batch_size(inputs)
         if self._planned_on > 1:
             self._shared = shared_entries(inputs)
@@ -362,7 +366,7 @@ class CurvatureEngine:
             captured.require([n for n in lost if self._method == "exact" or n in together])
         if lost:
             self._apart |= lost
-            self._plan = moved_to_weight_space(plan, lost, self.model, inputs, self._method)
+            self._plan = moved_to_weight_space(plan, lost, self._method)
         return self._closed(names)
 
     def lanczos(
@@ -521,6 +525,68 @@ class CurvatureEngine:
                 return apart[name].krylov(delta)
 
             yield krylov
+
+    def peak_of_passes(
+        self, batch: LabelledBatch, asked: Sequence[tuple[Sequence[str], FormOptions]]
+    ) -> PeakBytes:
+        """Measure the memory of the passes of layers in closed form, on one and two examples of a batch.
+
+        Args:
+            batch: (inputs, targets).
+            asked: Layers and what is computed of them, one after another. Without the spectrum, the passes of
+                three classes take as much memory as those of all.
+        """
+
+        def compute(inputs: Inputs, names: Sequence[str], options: FormOptions) -> None:
+            with differentiable(self.model, self.names):
+                captured = self.capture(inputs, names)
+                found = [n for n in names if n in captured.layers or n in self.plan.apart]
+                if not options.spectrum:
+                    captured = replace(captured, logits=captured.logits[:, :_FEW_CLASSES])
+                apart = [name for name in found if name in self.plan.apart]
+                self._forms(captured, inputs, found, apart, options)
+
+        def run(inputs: Inputs, targets: torch.Tensor) -> None:
+            for names, options in asked:
+                compute(inputs, names, options)
+
+        return self._peak(run, batch)
+
+    def peak_of_lanczos(self, batch: LabelledBatch, names: Sequence[str], products: int) -> PeakBytes:
+        """Measure the memory of Lanczos with so many products, by one product on one and two examples.
+
+        It is taken for the first layer, from which the graph is the longest, and for that with the largest
+        vectors. The vectors of the other products, and the bracket after the last one, are added.
+        """
+        weights = named_parameters(self.model)
+        sizes = {name: weights[name].nbytes for name in names}
+        spans = dict.fromkeys(names, 0)
+        with differentiable(self.model, names):
+            few = rows_of(batch[0], by_length(batch[0])[-1:])
+            for name, layer in self.capture(few, self.plan.by("lanczos")).layers.items():
+                if name in sizes:
+                    sizes[name], spans[name] = vector_and_span(layer)
+        largest = max(names, key=lambda name: products * sizes[name] + spans[name])
+
+        def run(inputs: Inputs, targets: torch.Tensor) -> None:
+            with self.source((inputs, targets), names) as source:
+                for name in dict.fromkeys((names[0], largest)):
+                    Stopping(most=1).run(source(name, self.differences[name]))
+
+        numbers = torch.ones(1, products, dtype=torch.float64)
+        with LiveBytes() as bracket:
+            positive_bracket(Tridiagonal(numbers, numbers, numbers[:, 0]))
+        return self._peak(run, batch).plus((products - 1) * sizes[largest] + max(bracket.series))
+
+    def _peak(self, run: Callable[[Inputs, torch.Tensor], None], batch: LabelledBatch) -> PeakBytes:
+        """Run a computation on the longest example, and on the longest two, of a batch."""
+        inputs, targets = self.take(batch)
+        order, found = by_length(inputs), []
+        for index in (order[-1:], order[-2:])[: len(order)]:
+            with LiveBytes() as live:
+                run(rows_of(inputs, index), targets[index.to(self.device)])
+            found.append(live.series)
+        return PeakBytes.of(*found)
 
     def _chosen(self, names: Sequence[str] | None) -> dict[str, torch.Tensor]:
         for name in names or ():

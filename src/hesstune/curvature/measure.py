@@ -14,8 +14,10 @@ from hesstune.curvature.batches import LabelledBatch, by_length, checked_batches
 from hesstune.curvature.capture import bytes_in_full_precision, differentiable
 from hesstune.curvature.declared import SKIP_CLASSES, TRACE_PASSES, ExamplesChoice, MethodChoice
 from hesstune.curvature.engine import CurvatureEngine
-from hesstune.curvature.memory import MIB, SHARED_GRAPH_EXAMPLES, MemoryForecast, bytes_of
+from hesstune.curvature.exact import FormOptions
+from hesstune.curvature.memory import MIB, SHARED_GRAPH_EXAMPLES, MemoryForecast, PeakBytes, bytes_of
 from hesstune.curvature.objective import Objective, PerExampleLoss
+from hesstune.curvature.plan import LayerPlan
 from hesstune.curvature.quadrature import Stopping
 from hesstune.curvature.quantities import QUANTITIES, MeasureSettings, PositiveForm
 from hesstune.curvature.result import Measure
@@ -169,7 +171,8 @@ def measure(  # noqa: PLR0913
                 engine.plan_on(plan_on)
             for batch in checked_batches(batches, max_examples):
                 inputs, targets = engine.take(batch)
-                for chunk in run.chunks(inputs, targets, run.examples_at_once(inputs, on_forecast)):
+                at_once = run.examples_at_once((inputs, targets), on_forecast)
+                for chunk in run.chunks(inputs, targets, at_once):
                     run.add(*chunk)
                     if progress is not None:
                         progress(run.count)
@@ -190,35 +193,44 @@ class _Measurement:
     sampled: dict[str, torch.Tensor] = field(default_factory=dict)
     shares_of_passes: list[float] = field(default_factory=list)  # of chunks with skipped classes
     forecast: MemoryForecast | None = None
+    peaks: tuple[PeakBytes, PeakBytes] = (PeakBytes(), PeakBytes())
+    tried_bytes: int = -1  # of one example of the batch on which `peaks` were measured
+    tried_layers: list[LayerPlan] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sample = Sample(self.settings.sampled, len(self.engine.names), self.settings.seed)
         self.quantities = self.settings.chosen
 
-    def examples_at_once(self, inputs: Inputs, on_forecast: Callable[[str], None] | None) -> int:
+    def examples_at_once(self, batch: LabelledBatch, on_forecast: Callable[[str], None] | None) -> int:
         """Forecast the memory from this batch on and return how many examples are measured at once.
 
         Raises:
             MeasureError: If it is over the budget for one example at a time.
         """
-        size, plan, asked = batch_size(inputs), self.engine.plan, self.settings
+        inputs, asked, plan = batch[0], self.settings, self.engine.plan
+        size = batch_size(inputs)
         each = bytes_of(inputs) // size
-        memory = plan.memory.scaled(each)
+        first, differences = self.forecast is None, self.engine.differences.values()
+        smooth = self.engine.moved("lanczos")
+        if each > self.tried_bytes or plan.layers != self.tried_layers:
+            self.peaks = self.peaks_of(batch)
+            self.tried_bytes, self.tried_layers = each, plan.layers
         kept, sharing = 0, SHARED_GRAPH_EXAMPLES
-        if asked.sampled and self.engine.moved("lanczos"):
-            kept = each * asked.sampled * len(self.engine.moved("lanczos"))
+        if asked.sampled and smooth:
+            pairs = asked.sampled * len(smooth)
+            kept = each * min(pairs, asked.max_examples or pairs)
             if not plan.by("weight_space") and asked.trace is not True:
                 sharing = 1
         budget = None if asked.memory_mib is None else asked.memory_mib * MIB
-        first, differences = self.forecast is None, self.engine.differences.values()
+        passes, lanczos = self.peaks
         self.forecast = MemoryForecast(
-            differences=sum(d.nbytes for d in differences) + memory.start + self.copies,
+            differences=sum(d.nbytes for d in differences) + self.copies,
             inputs=2 * bytes_of(inputs) + kept,  # this batch and the next one
-            example=memory.passes + sum(quantity.memory(memory) for quantity in self.quantities),
-            lanczos=memory.lanczos(asked.stopping.most),
+            passes=passes,
+            lanczos=lanczos,
             vectors=asked.stopping.most + 1,
             sharing=sharing,
-        ).within(budget, free_memory(self.engine.device), size)
+        ).within(budget, free_memory(self.engine.device), size, _SENTENCES if plan.cuts_padding else None)
         self.engine.sharing = self.forecast.sharing
         if first and on_forecast is not None:
             on_forecast(self.forecast.sentence())
@@ -231,17 +243,38 @@ class _Measurement:
             )
         return self.forecast.at_once
 
+    def peaks_of(self, batch: LabelledBatch) -> tuple[PeakBytes, PeakBytes]:
+        """Measure on a few examples of a batch the memory of the passes, and of Lanczos."""
+        engine, asked = self.engine, self.settings
+        closed = engine.plan.by("exact", "gauss_newton")
+        names = [name for name in (engine.moved() if asked.moved_only else engine.names) if name in closed]
+        options = FormOptions(
+            trace="trace" in asked.passes, spectrum="spectrum" in asked.passes, joint="joint" in asked.passes
+        )
+        passes = [(names, options)]
+        sampled = engine.moved("lanczos") if asked.sampled else []
+        if sampled:
+            passes.append((sampled, FormOptions()))
+        smooth = engine.moved("lanczos", "weight_space")
+        if asked.trace is True:
+            smooth = engine.plan.by("lanczos", "weight_space")
+        products, each = asked.stopping.most, bytes_of(batch[0]) // batch_size(batch[0])
+        key = str((passes, smooth, products, engine.moved(), each, engine.plan.layers))
+        if key not in engine.plan.peaks:
+            lanczos = engine.peak_of_lanczos(batch, smooth, products) if smooth else PeakBytes()
+            engine.plan.peaks[key] = engine.peak_of_passes(batch, passes), lanczos
+        return engine.plan.peaks[key]
+
     def chunks(self, inputs: Inputs, targets: torch.Tensor, most: int) -> Iterator[LabelledBatch]:
         """Split one batch into parts of so many examples at most."""
         size, plan = batch_size(inputs), self.engine.plan
         order = torch.arange(size)
         if plan.cuts_padding:  # sentences of similar length together
-            order, most = by_length(inputs), min(most, _SENTENCES)
-        even = math.ceil(size / math.ceil(size / most))
+            order = by_length(inputs)
         self.order.append(sum(len(part) for part in self.order) + order)
         self.sample.draw_keys(size)
-        for index in order.split(even):
-            if not plan.cuts_padding and even >= size:
+        for index in order.split(most):
+            if not plan.cuts_padding and most >= size:
                 yield inputs, targets
                 return
             part = rows_of(inputs, index)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -14,9 +15,9 @@ from hesstune.curvature.capture import Capture, capture
 from hesstune.curvature.declared import MethodChoice
 from hesstune.curvature.layers import Layout
 from hesstune.curvature.layouts import calls_depend_on_values, find_layouts, layers_with_mixed_rows
-from hesstune.curvature.memory import ExampleMemory, KeptBytes, example_memory
+from hesstune.curvature.memory import PeakBytes
 from hesstune.curvature.objective import Objective
-from hesstune.curvature.structure import Structure, read_structure
+from hesstune.curvature.structure import Structure, graph_signature, read_structure
 from hesstune.curvature.verification import (
     probe_errors,
     refuse_bad_logits,
@@ -32,6 +33,10 @@ from hesstune.forward import Inputs, batch_size, named_parameters
 MeasureMethod = Literal["exact", "lanczos", "weight_space", "gauss_newton", "unused"]
 _PROBE_EXAMPLES = 4
 _CURVATURE_EXAMPLES = 2
+
+
+# The last plan of each network, and the calls that it is for.
+_PLANS: WeakKeyDictionary[nn.Module, tuple[Any, MeasurePlan]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -62,19 +67,19 @@ class MeasurePlan:
         layers: One entry for each layer, in the requested order.
         layouts: The place of the examples in each captured layer's tensors.
         copied: Layers whose input the network overwrites in place, so that it must be copied.
-        memory: The memory of one example, by the kind of pass.
         cuts_padding: Whether masked trailing tokens can be cut without changing the logits.
         depends_on_values: Whether calls depend on the values of the inputs; then each batch is checked.
         classes: K.
+        peaks: The memory of passes and of Lanczos that was measured, by what they compute.
     """
 
     layers: list[LayerPlan]
     layouts: dict[str, Layout]
     copied: frozenset[str] = frozenset()
-    memory: ExampleMemory = field(default=ExampleMemory(), compare=False)
     cuts_padding: bool = False
     depends_on_values: bool = False
     classes: int = 0
+    peaks: dict[Any, tuple[PeakBytes, PeakBytes]] = field(default_factory=dict, compare=False)
 
     def by(self, *methods: MeasureMethod) -> list[str]:
         """List the layers with one of the methods."""
@@ -130,7 +135,9 @@ def make_measure_plan(
     """Choose from a few examples of one batch how each layer is measured, inside `differentiable`.
 
     A single example does not show whether examples influence each other. A loss that is not a mixture of
-    cross-entropies is measured by Lanczos.
+    cross-entropies is measured by Lanczos. The last plan of the same network object is used again if the
+    inputs have the same shapes and the graph of a forward pass the same operations, unless that plan has
+    unused layers or a `torch.autograd.Function` written in Python.
 
     Raises:
         MeasureError: If the network cannot be measured, or a layer not by the method asked.
@@ -143,11 +150,20 @@ def make_measure_plan(
     refuse_training_modules(model)
     rows = differing_rows(inputs, _PROBE_EXAMPLES)
     probe = rows_of(inputs, rows)
+    key = (
+        tuple(names),
+        method,
+        objective.is_mixture,
+        len(rows),
+        _shapes(inputs),
+        _signature(model, probe, names),
+    )
+    known, plan = _PLANS.get(model, (None, None))
+    if plan is not None and known == key:
+        return replace(plan, cuts_padding=ignores_padding(model, inputs))
     found = find_layouts(model, probe, names)
     layouts = {name: layout for name, layout in found.items() if layout is not None}
-    kept = KeptBytes(model)
-    with kept:
-        captured = capture(model, probe, names, layouts)
+    captured = capture(model, probe, names, layouts)
     logits = captured.logits.detach()
     refuse_bad_logits(model, probe, logits, rows)
     refuse_mixed_examples(model, probe, logits, [n for n in found if n not in layouts])
@@ -167,16 +183,31 @@ def make_measure_plan(
         again.require(exact)
         plans |= _confirmed(plans, exact, again, structure.unsure, seed)
     layers = [_as_asked(plans[name], method, objective) for name in names]
-    memory = _memory_of_example(probe, captured, kept, layers, parameters)
     cuts = ignores_padding(model, inputs)
-    return MeasurePlan(
-        layers, layouts, captured.overwritten, memory, cuts, depends_on_values, logits.shape[1]
+    plan = MeasurePlan(layers, layouts, captured.overwritten, cuts, depends_on_values, logits.shape[1])
+    if not (structure.custom or plan.by("unused")):
+        _PLANS[model] = key, plan
+    return plan
+
+
+def _signature(model: nn.Module, probe: Inputs, names: Sequence[str]) -> tuple[Any, ...]:
+    """Return what a forward pass of one or two examples shows of the network."""
+    few = rows_of(probe, torch.arange(min(batch_size(probe), _CURVATURE_EXAMPLES)))
+    captured = capture(model, few, names, {})
+    return str(captured.logits.dtype), tuple(captured.calls.items()), graph_signature(captured.logits)
+
+
+def _shapes(inputs: Inputs) -> tuple[Any, ...]:
+    """Return the type and the shape of an example's tensors."""
+    values = {"": inputs} if isinstance(inputs, torch.Tensor) else inputs
+    return tuple(
+        (key, str(value.dtype), *value.shape[1:])
+        for key, value in values.items()
+        if isinstance(value, torch.Tensor)
     )
 
 
-def moved_to_weight_space(
-    plan: MeasurePlan, reasons: Mapping[str, str], model: nn.Module, inputs: Inputs, method: MethodChoice
-) -> MeasurePlan:
+def moved_to_weight_space(plan: MeasurePlan, reasons: Mapping[str, str], method: MethodChoice) -> MeasurePlan:
     """Return the plan with these layers in weight space, because a later batch uses them in another way."""
     form: MeasureMethod = "gauss_newton" if method == "gauss_newton" else "weight_space"
     layers = [
@@ -185,28 +216,7 @@ def moved_to_weight_space(
         else entry
         for entry in plan.layers
     ]
-    few = rows_of(inputs, torch.arange(min(batch_size(inputs), _PROBE_EXAMPLES)))
-    kept = KeptBytes(model)
-    with kept:
-        captured = capture(model, few, [entry.name for entry in layers], plan.layouts, copied=plan.copied)
-    memory = _memory_of_example(few, captured, kept, layers, named_parameters(model)).at_least(plan.memory)
-    return replace(plan, layers=layers, memory=memory)
-
-
-def _memory_of_example(
-    probe: Inputs,
-    captured: Capture,
-    kept: KeptBytes,
-    layers: Sequence[LayerPlan],
-    parameters: Mapping[str, nn.Parameter],
-) -> ExampleMemory:
-    closed, smooth = (
-        [p.name for p in layers if p.method in methods and not p.apart and p.name in captured.layers]
-        for methods in (("exact", "gauss_newton"), ("lanczos",))
-    )
-    apart = [parameters[layer.name] for layer in layers if layer.apart]
-    own = any(layer.method == "gauss_newton" for layer in layers)
-    return example_memory(probe, captured, kept, closed, smooth, apart, closed_apart=own)
+    return replace(plan, layers=layers)
 
 
 def _plan_layer(

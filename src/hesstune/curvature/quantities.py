@@ -19,7 +19,6 @@ from hesstune.curvature.batches import LabelledBatch
 from hesstune.curvature.declared import ABOVE, ExamplesChoice, MethodChoice, sample_fault
 from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.exact import FAILURE_PROBABILITY, ExactForms
-from hesstune.curvature.memory import ExampleMemory
 from hesstune.curvature.quadrature import Stopping
 from hesstune.errors import ConfigError, listed, unknown_name
 
@@ -154,11 +153,6 @@ class Quantity(ABC):
         """Return notes for people on how it was computed, from a `Measure`."""
         return []
 
-    @staticmethod
-    def memory(example: ExampleMemory) -> int:
-        """Return the bytes that it adds to an example in the passes to the layers' outputs."""
-        return 0
-
 
 class PositiveForm(Quantity):
     """v_iᵀ H_i⁺ v_i with bounds, and with `mean_sample` the predicted forms that choose the sample.
@@ -286,11 +280,6 @@ class Trace(Quantity):
             f"{float(means.median()):.1%}; their maximum over examples is too high by that"
         ]
 
-    @staticmethod
-    def memory(example: ExampleMemory) -> int:
-        """Count unfolded inputs, their Gram matrices and a weight gradient."""
-        return example.trace
-
 
 class Spectrum(Quantity):
     """The K − 1 largest eigenvalues of H_i, descending, NaN for layers that are not exact; or of G_i."""
@@ -325,11 +314,6 @@ class Spectrum(Quantity):
         pairs = zip(measured.names, measured.methods, strict=True)
         smooth = [name for name, method in pairs if method in ("lanczos", "weight_space")]
         return [f"no eigenvalues of {listed(smooth)}: only the exact path gives them"] if smooth else []
-
-    @staticmethod
-    def memory(example: ExampleMemory) -> int:
-        """Count the gradients of all passes."""
-        return example.spectrum
 
 
 class Joint(Quantity):

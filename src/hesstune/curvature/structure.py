@@ -112,6 +112,16 @@ def read_structure(
     )
 
 
+def graph_signature(logits: torch.Tensor) -> tuple[Any, ...]:
+    """Return the operations of the graph of the logits and how they are connected, without their values."""
+    order = _children_first(logits.grad_fn)
+    places = {node: place for place, node in enumerate(order)}
+    return tuple(
+        (node.name(), *(places[child] for child, _ in node.next_functions if child is not None))
+        for node in order
+    )
+
+
 def _nonlinear_in(kind: str, node: Any, operands: Sequence[int]) -> int:
     """Return the layers (as bits) for which this operation is not piecewise linear in their outputs."""
     if kind in _PIECEWISE_LINEAR:
