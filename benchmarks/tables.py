@@ -187,6 +187,14 @@ def measure_text() -> str:
 
 
 @table
+def measure_memory() -> str:
+    found = [{**row, "least": row["budgets"][0]} for row in rows("measure_memory")]
+    columns = {"network": "{network}", "method": "{method}", "forecast, MiB": "{forecast_mib:.0f}"}
+    columns |= {"peak, MiB": "{peak_mib:.0f}", "least budget, MiB": "{least[budget_mib]:.0f}"}
+    return listed(found, {**columns, "peak with it, MiB": "{least[peak_mib]:.0f}"})
+
+
+@table
 def text() -> str:
     columns = {"task": "{task}", "seed": "{seed}", "method": "`{method}`", "test accuracy": "{accuracy:.1%}"}
     columns |= {"accuracy on the noisy training labels": "{train_accuracy:.1%}", "distance": "{distance:.2f}"}

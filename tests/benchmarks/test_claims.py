@@ -111,6 +111,15 @@ def test_two_encoders_of_texts():
     assert mean["auto"]["sst2 symmetric:0.4 mpnet"] < mean["cleanlab"]["sst2 symmetric:0.4 mpnet"] - 1
 
 
+def test_memory_of_the_measure():
+    found = record_rows("measure_memory")
+    assert len({row["network"] for row in found}) == 6
+    over = [row["forecast_mib"] / row["peak_mib"] - 1 for row in found]
+    assert min(over) > 0
+    quotes(text("docs/measure.md"), f"{100 * min(over):.0f} to {100 * max(over):.0f} %")
+    assert all(own["peak_mib"] <= own["budget_mib"] for row in found for own in row["budgets"])
+
+
 def test_suspected_errors_of_the_test_tasks():
     found = pd.DataFrame(record_rows("label_errors")).dropna()
     mean, count = found.groupby("task").mean(numeric_only=True), found.groupby("task").size()
