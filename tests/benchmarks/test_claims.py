@@ -130,8 +130,7 @@ def test_suspected_errors_of_the_test_tasks():
     assert f"average precision on {above['ap'].sum()}." in page
     assert list(mean.index[~above["f1"]]) == ["cifar10n worse 2000"]
     assert list(mean.index[~above["ap"]]) == ["amazon_isbook votes"]
-    pairs = sorted(found["ap_clean"][found["task"] == "digits pair:0.4"])
-    assert pairs[0] < 0.75 < 0.99 < pairs[1]
+    assert found["ap_clean"][found["task"] == "digits pair:0.4"].min() > 0.99
 
 
 def test_deeper_layers_gain_what_the_pages_say():
