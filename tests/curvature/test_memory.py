@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from hesstune.curvature.declared import FORECAST
 from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.measure import measure
+from hesstune.curvature.memory import LiveBytes
 from hesstune.errors import MeasureError
 from hesstune.reference import Reference
 
@@ -78,6 +79,17 @@ def _least(error):
     return float(re.search(r"give memory_mib=([\d.]+) \(--memory-mib \1\)", str(error.value))[1])
 
 
+def test_live_bytes_are_those_of_new_tensors_until_they_are_freed():
+    with LiveBytes() as live:
+        first = torch.zeros(100)
+        second = first.reshape(10, 10)[1:] + 1
+        first.add_(1)
+        del first
+        third = second.double()
+    assert live.series == [400, 400 + 360, 360 + 720]
+    assert len(third) == 9
+
+
 @pytest.mark.parametrize("budget", [None, "least"])
 @pytest.mark.parametrize(
     ("make", "shape", "options"),
@@ -115,8 +127,8 @@ def test_the_forecast_covers_what_is_used(make, shape, options, budget):
         peak.most - before,
     )
     assert used <= forecast
-    # Without a budget the forecast is close to what is used.
-    assert forecast <= (4 * used if budget is None else 1.001 * budget * MIB)
+    # Without a budget the forecast is close to what is used, although small tensors share less.
+    assert forecast <= (1.6 * used if budget is None else 1.001 * budget * MIB)
 
 
 @pytest.mark.parametrize(

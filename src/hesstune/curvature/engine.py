@@ -541,7 +541,9 @@ class CurvatureEngine:
             with differentiable(self.model, self.names):
                 captured = self.capture(inputs, names)
                 found = [n for n in names if n in captured.layers or n in self.plan.apart]
-                if not options.spectrum:
+                if options.spectrum and found:
+                    refuse_large_spectrum(captured.logits.shape[1])
+                else:
                     captured = replace(captured, logits=captured.logits[:, :_FEW_CLASSES])
                 apart = [name for name in found if name in self.plan.apart]
                 self._forms(captured, inputs, found, apart, options)

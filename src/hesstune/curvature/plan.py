@@ -35,8 +35,8 @@ _PROBE_EXAMPLES = 4
 _CURVATURE_EXAMPLES = 2
 
 
-# The last plan of each network, and the calls that it is for.
-_PLANS: WeakKeyDictionary[nn.Module, tuple[Any, MeasurePlan]] = WeakKeyDictionary()
+# The last plan of each network, after the arguments and the forward pass that it is for.
+_PLANS: WeakKeyDictionary[nn.Module, tuple[Any, Any, MeasurePlan]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -150,17 +150,10 @@ def make_measure_plan(
     refuse_training_modules(model)
     rows = differing_rows(inputs, _PROBE_EXAMPLES)
     probe = rows_of(inputs, rows)
-    key = (
-        tuple(names),
-        method,
-        objective.is_mixture,
-        len(rows),
-        _shapes(inputs),
-        _signature(model, probe, names),
-    )
-    known, plan = _PLANS.get(model, (None, None))
-    if plan is not None and known == key:
-        return replace(plan, cuts_padding=ignores_padding(model, inputs))
+    key = (tuple(names), method, objective.is_mixture, len(rows), _shapes(inputs))
+    known = _PLANS.get(model)
+    if known is not None and known[0] == key and known[1] == _signature(model, probe, names):
+        return replace(known[2], cuts_padding=ignores_padding(model, inputs))
     found = find_layouts(model, probe, names)
     layouts = {name: layout for name, layout in found.items() if layout is not None}
     captured = capture(model, probe, names, layouts)
@@ -186,7 +179,7 @@ def make_measure_plan(
     cuts = ignores_padding(model, inputs)
     plan = MeasurePlan(layers, layouts, captured.overwritten, cuts, depends_on_values, logits.shape[1])
     if not (structure.custom or plan.by("unused")):
-        _PLANS[model] = key, plan
+        _PLANS[model] = key, _signature(model, probe, names), plan
     return plan
 
 
