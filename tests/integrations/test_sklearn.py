@@ -104,7 +104,7 @@ def test_a_fitted_one_pickles_with_its_weights_and_leaves_nothing_behind(digits,
     del model
     gc.collect()
     assert left_in(here) == []
-    environment = {**os.environ, "TMPDIR": str(there)}
+    environment = {**os.environ, "TMPDIR": str(there), "OMP_NUM_THREADS": "1"}  # as in this process
     subprocess.run([sys.executable, "-c", USE, *paths], check=True, env=environment)
     np.testing.assert_array_equal(np.load(paths[1]), probabilities)
     assert left_in(there) == []

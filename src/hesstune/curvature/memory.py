@@ -156,7 +156,7 @@ class MemoryForecast:
         (2, 2.7)
         >>> forecast.within(2**20)
         Traceback (most recent call last):
-        hesstune.errors.MeasureError: measuring one example at a time takes 2.7 MiB beside the network ...
+        hesstune.errors.MeasureError: measuring one example at a time takes 2.701 MiB beside the network ...
     """
 
     differences: int
