@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
+import hesstune.noise.probes
 from hesstune import NoiseMatrix
 from hesstune.errors import ConfigError, DataError
 from hesstune.noise.estimate import estimate_by_em, estimate_noise
@@ -17,7 +18,6 @@ from hesstune.noise.latent.channel import LabelChannel, Observed, shrink_to_symm
 from hesstune.noise.latent.em import (
     TEMPERATURES,
     _fit_em,
-    _Probes,
     fit_from_several_starts,
     fold_rows,
     latent_truth,
@@ -37,7 +37,7 @@ from hesstune.noise.latent.head import (
     robust_head,
 )
 from hesstune.noise.matrix import rate_matrix
-from hesstune.noise.probes import Reduction, SoftProbe, cross_fit
+from hesstune.noise.probes import Reduction, SoftProbes, cross_fit
 
 
 def blobs(n, k, *, spread=0.6, seed=0):
@@ -68,16 +68,39 @@ def test_a_soft_probe_has_the_least_penalised_loss_for_soft_and_hard_targets(wei
     rng = np.random.default_rng(0)
     x, q = rng.normal(size=(40, 3)), rng.dirichlet(np.ones(3), size=40)
     weight = rng.uniform(0.2, 3, 40) if weighted else np.ones(40)
-    found = SoftProbe(x, 0.7, weight if weighted else None).fit(q, steps=3000)
+    (found,) = SoftProbes(x, 0.7, weight if weighted else None).fit(q, steps=3000)
     other = by_hand(x, q, 0.7, weight)
     w = other.x[:9].reshape(3, 3)
     assert np.abs(found.weight - w).max() < 2e-3
     wanted = softmax(x @ w + other.x[9:], axis=1)
     assert np.abs(found.probabilities(x) - wanted).max() < 2e-3
     x, y = blobs(200, 3)
-    found = SoftProbe(x, 0.3).fit(np.eye(3)[y], steps=3000)
+    (found,) = SoftProbes(x, 0.3).fit(np.eye(3)[y], steps=3000)
     other = LogisticRegression(C=0.3, tol=1e-8, max_iter=1000).fit(x, y)
     assert np.abs(found.probabilities(x) - other.predict_proba(x)).max() < 2e-3
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_probes_of_all_folds_are_those_of_each_fold_alone(weighted, monkeypatch):
+    x, y = blobs(120, 3)
+    q = np.random.default_rng(1).dirichlet(np.ones(3), size=120) + np.eye(3)[y]
+    q /= q.sum(axis=1, keepdims=True)
+    weight = np.random.default_rng(2).uniform(0.2, 3, 120) if weighted else None
+    folds = fold_rows(120, 4, 0)
+    probes = SoftProbes(x, 0.5, weight, folds)
+    found, logits = probes.fit(q, steps=2000), probes.held_out_logits()
+    for linear, rows in zip(found, folds, strict=True):
+        rest = np.setdiff1d(np.arange(120), rows)
+        own = None if weight is None else weight[rest]
+        (alone,) = SoftProbes(x[rest], 0.5, own).fit(q[rest], steps=2000)
+        np.testing.assert_allclose(linear.logits(x), alone.logits(x), atol=2e-3)
+        np.testing.assert_allclose(logits[rows], linear.logits(x[rows]), atol=1e-6)
+    # One after the other, where all would take too much memory; and from a start, in one step.
+    monkeypatch.setattr(hesstune.noise.probes, "AT_ONCE", 1)
+    for other, linear in zip(SoftProbes(x, 0.5, weight, folds).fit(q, steps=2000), found, strict=True):
+        np.testing.assert_allclose(other.logits(x), linear.logits(x), atol=2e-3)
+    near = SoftProbes(x, 0.5, weight, folds).fit(q, steps=1, start=found[2])[2]
+    np.testing.assert_allclose(near.logits(x), found[2].logits(x), atol=2e-3)
 
 
 def test_a_head_of_reduced_features_is_one_of_the_features():
@@ -275,7 +298,7 @@ def test_a_start_from_pairs_separates_classes_confused_in_pairs():
     x = (np.eye(k)[y] + 0.55 * rng.normal(size=(n, k))).astype(np.float32) * 4
     given = NoiseMatrix.pair(k, 0.42).corrupt(y, seed=1)
     observed = Observed.of(given, k)
-    probes = _Probes(x, 0.1, None, 5, 0)
+    probes = SoftProbes(x, 0.1, None, fold_rows(n, 5, 0))
     found = [
         _fit_em(probes, observed, LabelChannel.start(k, "full"), 30),
         latent_truth(x, observed, strength=0.1),

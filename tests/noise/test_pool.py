@@ -21,7 +21,7 @@ from hesstune.noise.latent.head import (
     robust_head,
 )
 from hesstune.noise.latent.stacking import PRIOR_NATS, stacked_weights
-from hesstune.noise.probes import Reduction, SoftProbe
+from hesstune.noise.probes import Reduction, SoftProbes
 
 
 def scene(n=300, k=3, rate=0.3, spread=0.5, seed=0, dims=None):
@@ -100,7 +100,8 @@ def test_the_head_is_the_mean_of_its_pool_and_posteriors_follow_out_of_sample():
     for member in found.choice.pool:
         truth = fit_truth(reduced, labels, member.candidate)
         if member.kind == "softmax":
-            fitted = SoftProbe(reduced, member.candidate.strength).fit(truth.targets)
+            probes = SoftProbes(reduced, member.candidate.strength)
+            (fitted,) = probes.fit(truth.targets, start=truth.probe)
             own, out = truth.temperature * fitted.logits(reduced), np.log(truth.probabilities)
         else:
             (fitted,) = fit_discriminants(reduced, truth.posterior, (head.SHRINKAGES[member.kind],))

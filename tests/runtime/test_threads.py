@@ -114,9 +114,9 @@ def test_small_fits_hold_one_thread(two, monkeypatch, fit):
         watched(sklearn.linear_model.LogisticRegression, "fit")
         probes.fit_probe(x, y, k=2)
     else:
-        watched(probes, "cho_solve")
+        watched(probes, "solve_triangular")
         if fit == "probe":
-            probes.SoftProbe(x, 1.0).fit(np.eye(2)[y])
+            probes.SoftProbes(x, 1.0).fit(np.eye(2)[y])
         elif fit == "em":
             latent_truth(x, Observed.of(y, 2), strength=0.1)
         else:

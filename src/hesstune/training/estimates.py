@@ -18,7 +18,7 @@ from hesstune.noise.estimate import Estimate, estimate_noise
 from hesstune.noise.latent.copies import example_groups, group_means
 from hesstune.noise.latent.em import fold_rows
 from hesstune.noise.matrix import draw_classes
-from hesstune.noise.probes import Reduction, SoftProbe, cross_fit
+from hesstune.noise.probes import Reduction, SoftProbes, cross_fit
 from hesstune.runtime.device import one_thread_each
 from hesstune.storage.remembered import remembered
 from hesstune.storage.tensors import Tree
@@ -85,16 +85,16 @@ def _fit_penalised_head(
     units = int(groups.max()) + 1
     folds = fold_rows(n, min(FOLDS, units), seed, groups)
 
-    def log_likelihoods(rows: NDArray[np.int64]) -> list[float]:
-        others = np.setdiff1d(np.arange(n), rows)
-        logits = (SoftProbe(x[others], one).fit(targets[others]).logits(x[rows]) for one in STRENGTHS)
-        return [float((targets[rows] * log_softmax(found, axis=1)).sum()) for found in logits]
+    def log_likelihood(strength: float) -> float:
+        probes = SoftProbes(x, strength, held_out=folds)
+        probes.fit(targets)
+        return float((targets * log_softmax(probes.held_out_logits(), axis=1)).sum())
 
-    with one_thread_each(len(folds)) as each:
-        scores = np.sum(each(log_likelihoods, folds), axis=0)
-    best = STRENGTHS[int(scores.argmax())]
+    with one_thread_each(len(STRENGTHS)) as each:
+        best = STRENGTHS[int(np.argmax(each(log_likelihood, STRENGTHS)))]
     scale = float((reduction.axes[:, 0] ** 2).sum())
-    weight = reduction.axes @ SoftProbe(x, best).fit(targets).weight
+    (fitted,) = SoftProbes(x, best).fit(targets)
+    weight = reduction.axes @ fitted.weight
     return 1.0 / (best * scale * n), np.ascontiguousarray(weight)
 
 

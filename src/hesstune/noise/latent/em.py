@@ -13,7 +13,7 @@ from scipy.stats import gamma
 from hesstune.errors import ConfigError
 from hesstune.noise.latent.channel import LabelChannel, Observed, Shape
 from hesstune.noise.matrix import draw_classes
-from hesstune.noise.probes import Linear, SoftProbe
+from hesstune.noise.probes import Linear, SoftProbes
 from hesstune.runtime.device import one_thread, one_thread_each
 from hesstune.selection import paired_gain
 
@@ -23,7 +23,7 @@ ROUNDS, TOLERANCE, GIVEN_TOLERANCE = 30, 2e-3, 2e-2
 # Of `fit_from_several_starts`: rounds, and a second rate of symmetric noise to start from, at most a share of
 # the rate of labels drawn at random.
 PATIENT_ROUNDS, SECOND_START, MAX_SHARE_OF_RANDOM = 120, 0.7, 0.8
-FIRST_STEPS, STEPS, FULL_STEPS = 15, 4, 300
+FIRST_STEPS, STEPS = 15, 4
 # Rounds after which F shows the pairs of classes, chosen on draws of blobs and CIFAR-10. Later rounds may
 # converge with some pairs wrong.
 EARLY_ROUNDS = 3
@@ -47,6 +47,7 @@ class LatentTruth:
         temperature: Factor of the probe's logits that fits the given labels best.
         converged: Whether F converged.
         early: F after EARLY_ROUNDS rounds, or at convergence.
+        probe: The mean of the folds' probes, a start for one of all examples.
     """
 
     channel: LabelChannel
@@ -56,6 +57,7 @@ class LatentTruth:
     temperature: float
     converged: bool
     early: LabelChannel
+    probe: Linear
 
     def extended(self, labels: Observed, probabilities: NDArray[np.float64]) -> LatentTruth:
         """Return it for other predictions, or more examples: posteriors and targets follow under F.
@@ -138,9 +140,10 @@ def latent_truth(
         >>> bool((found.posterior.argmax(axis=1) == y).mean() > 0.97)
         True
     """
-    probes = _Probes(x, strength, labels.weight, folds, seed)
+    probes = SoftProbes(x, strength, labels.weight, fold_rows(len(x), folds, seed))
     if shape == "none":
-        return _assumed_correct(probes.logits(labels.known(_normalised(labels.given)), FULL_STEPS), labels)
+        linear = probes.fit(labels.known(_normalised(labels.given)))
+        return _assumed_correct(probes.held_out_logits(), labels, _mean(linear))
     channel = LabelChannel.start(labels.k, shape)
     if shape == "given":
         assert labels.noise_matrix is not None
@@ -148,7 +151,7 @@ def latent_truth(
     found = _fit_em(probes, labels, channel, ROUNDS)
     if shape != "full" or labels.k < 3:
         return found
-    probes = _Probes(x, strength, labels.weight, folds, seed)
+    probes = SoftProbes(x, strength, labels.weight, fold_rows(len(x), folds, seed))
     return _paired(found, found, probes, labels, ROUNDS)
 
 
@@ -167,20 +170,20 @@ def fit_from_several_starts(
     second = min(SECOND_START, MAX_SHARE_OF_RANDOM * (1 - 1 / labels.k))
     ends: list[LatentTruth] = []
     for channel in (LabelChannel.start(labels.k, "full"), LabelChannel.symmetric(labels.k, second, "full")):
-        probes = _Probes(x, strength, labels.weight, folds, seed)
+        probes = SoftProbes(x, strength, labels.weight, fold_rows(len(x), folds, seed))
         ends.append(_fit_em(probes, labels, channel, PATIENT_ROUNDS))
     found = _better(usual, ends, labels)
     if labels.k < 3:
         return found
-    probes = _Probes(x, strength, labels.weight, folds, seed)
+    probes = SoftProbes(x, strength, labels.weight, fold_rows(len(x), folds, seed))
     return _paired(found, ends[0], probes, labels, PATIENT_ROUNDS)
 
 
 def _paired(
-    found: LatentTruth, end: LatentTruth, probes: _Probes, labels: Observed, rounds: int
+    found: LatentTruth, end: LatentTruth, probes: SoftProbes, labels: Observed, rounds: int
 ) -> LatentTruth:
     """Return EM's result from the early pairs of `end` if in pairs and better, else `found`."""
-    other = _fit_em(probes, labels, end.early.paired(), rounds)
+    other = _fit_em(probes, labels, end.early.paired(), rounds, in_pairs=True)
     return _better(found, [other] if other.channel.in_pairs else [], labels, 0.0)
 
 
@@ -205,13 +208,19 @@ def _predicted(found: LatentTruth, given: NDArray[np.float64]) -> NDArray[np.flo
     return log_scores(logs, 1.0, found.channel.likelihood(given), given.sum(axis=1))
 
 
-def _fit_em(probes: _Probes, labels: Observed, channel: LabelChannel, max_rounds: int) -> LatentTruth:
-    """Return the result of EM from a start, after at most so many rounds."""
+def _fit_em(
+    probes: SoftProbes, labels: Observed, channel: LabelChannel, max_rounds: int, in_pairs: bool = False
+) -> LatentTruth:
+    """Return the result of EM from a start, after at most so many rounds.
+
+    With `in_pairs` it also ends when classes are no longer confused in pairs.
+    """
     given, fixed = labels.given, channel.shape == "given"
     posterior, units = labels.known(_normalised(channel.likelihood(given))), given.sum(axis=1)
     before, early = posterior, channel
     for at in range(max_rounds):
-        logits = probes.logits(posterior, STEPS if at else FIRST_STEPS)
+        linear = probes.fit(posterior, STEPS if at else FIRST_STEPS)
+        logits = probes.held_out_logits()
         likelihood = channel.likelihood(given)
         temperature = max(zip(mean_scores(logits, likelihood, units), TEMPERATURES, strict=True))[1]
         probabilities = softmax(temperature * logits, axis=1)
@@ -222,38 +231,20 @@ def _fit_em(probes: _Probes, labels: Observed, channel: LabelChannel, max_rounds
         converged = bool(np.abs(moved).max() < (GIVEN_TOLERANCE if fixed else TOLERANCE))
         channel, before = following, probabilities
         early = channel if at < EARLY_ROUNDS else early
-        if converged:
+        if converged or (in_pairs and at >= EARLY_ROUNDS and not channel.in_pairs):
             break
-    return LatentTruth(channel, posterior, probabilities, posterior, temperature, converged, early)
+    return LatentTruth(
+        channel, posterior, probabilities, posterior, temperature, converged, early, _mean(linear)
+    )
 
 
-class _Probes:
-    """One probe a fold, fitted to the other folds and kept from round to round."""
-
-    def __init__(
-        self,
-        x: NDArray[np.float32],
-        strength: float,
-        weight: NDArray[np.float64] | None,
-        folds: int,
-        seed: int,
-    ) -> None:
-        self.x, self.parts = x, fold_rows(len(x), folds, seed)
-        self.others = [np.setdiff1d(np.arange(len(x)), rows) for rows in self.parts]
-        weights = [None if weight is None else weight[rest] for rest in self.others]
-        self.probes = [SoftProbe(x[r], strength, w) for r, w in zip(self.others, weights, strict=True)]
-        self.linear: list[Linear | None] = [None] * folds
-
-    def logits(self, targets: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
-        """Return each example's logits, (N, K), by the probe that did not see it, after some more steps."""
-        found = np.empty(targets.shape)
-        for at, (rows, rest) in enumerate(zip(self.parts, self.others, strict=True)):
-            self.linear[at] = fitted = self.probes[at].fit(targets[rest], self.linear[at], steps)
-            found[rows] = fitted.logits(self.x[rows])
-        return found
+def _mean(linear: Sequence[Linear]) -> Linear:
+    return Linear(
+        np.mean([one.weight for one in linear], axis=0), np.mean([one.bias for one in linear], axis=0)
+    )
 
 
-def _assumed_correct(logits: NDArray[np.float64], labels: Observed) -> LatentTruth:
+def _assumed_correct(logits: NDArray[np.float64], labels: Observed, probe: Linear) -> LatentTruth:
     """Return posteriors of labels that are assumed correct in training, by the most likely symmetric channel.
 
     Without a channel the likelihood would penalise a plain probe for its calibration under noise.
@@ -270,7 +261,7 @@ def _assumed_correct(logits: NDArray[np.float64], labels: Observed) -> LatentTru
     probabilities = softmax(temperature * logits, axis=1)
     posterior = labels.known(_normalised(probabilities * channel.likelihood(given)))
     targets = labels.known(_normalised(given))
-    return LatentTruth(channel, posterior, probabilities, targets, temperature, True, channel)
+    return LatentTruth(channel, posterior, probabilities, targets, temperature, True, channel, probe)
 
 
 def _normalised(joint: NDArray[np.float64]) -> NDArray[np.float64]:

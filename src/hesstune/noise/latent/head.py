@@ -24,7 +24,7 @@ from hesstune.noise.latent.em import (
     log_scores,
 )
 from hesstune.noise.latent.stacking import stacked_weights
-from hesstune.noise.probes import Linear, Reduction, SoftProbe
+from hesstune.noise.probes import Linear, Reduction, SoftProbes
 from hesstune.runtime.device import one_thread, one_thread_each
 from hesstune.selection import first_within_errors, paired_gain
 from hesstune.storage.remembered import remembered
@@ -332,7 +332,7 @@ class _Heads:
     def fit(
         cls, x: NDArray[np.float32], labels: Observed, one: Candidate, truth: LatentTruth, seed: int
     ) -> _Heads:
-        fitted = SoftProbe(x, one.strength, labels.weight).fit(truth.targets)
+        (fitted,) = SoftProbes(x, one.strength, labels.weight).fit(truth.targets, start=truth.probe)
         scaled = Linear(fitted.weight * truth.temperature, fitted.bias * truth.temperature)
         others = fit_discriminants(
             x, truth.posterior, tuple(SHRINKAGES.values()), weight=labels.weight, seed=seed
@@ -496,7 +496,7 @@ def fit_truth(
     truth = latent_truth(part, own, strength=one.strength, shape=one.shape, folds=folds, seed=seed)
     if own is labels:
         return truth
-    fitted = SoftProbe(part, one.strength, own.weight).fit(truth.targets)
+    (fitted,) = SoftProbes(part, one.strength, own.weight).fit(truth.targets, start=truth.probe)
     probabilities = softmax(truth.temperature * fitted.logits(x), axis=1)
     probabilities[rows] = truth.probabilities
     return truth.extended(labels, probabilities)
