@@ -8,6 +8,8 @@ LogisticRegressionCV on 5, 10 or 50 checked examples a class, or on all true lab
 trained by `hesstune.finetune` with their defaults; those that use a noise matrix get an estimated one.
 Methods that choose by validation hold out 20 % of the training examples, with noisy labels.
 
+`single heads` are all that `auto` weighs, each alone: its record has the test accuracy of each.
+
 Settings: `part` (development, test, or encoders: the test tasks of texts with features of MiniLM and of
 all-mpnet-base-v2, whose folder the environment variable MPNET names), `methods`, and `skip`, the tasks that
 are left out.
@@ -22,7 +24,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -38,6 +40,10 @@ from hesstune.inputs.features import FeatureStore, sharing
 from hesstune.methods import method_class
 from hesstune.methods._base import HeadMaterial
 from hesstune.models.load import LoadedModel
+from hesstune.noise.latent.channel import Observed
+from hesstune.noise.latent.copies import merge_copies
+from hesstune.noise.latent.head import CANDIDATES, Heads, Kind, fit_truth
+from hesstune.noise.probes import Reduction
 from hesstune.weak.vote_models import vote_counts
 from peers import CrossValidated, SupportVectors
 from records import Run
@@ -74,6 +80,8 @@ def measure(case: dict[str, Any], run: Run) -> dict[str, Any] | None:
         made = _cross_validated(task, task.x, task.true, seed)
     elif method == "svm_rbf":
         made = _support_vectors(task, seed)
+    elif method == "single heads":
+        return {**facts, "accuracies": _single_heads(task, seed)}
     elif method in SOLVED:
         made = _solved(method, task, seed)
     else:
@@ -93,6 +101,25 @@ def _solved(name: str, task: FieldTask, seed: int) -> tuple[float, str] | None:
         return accuracy, f"sklearn_cv in its place: {error}"
     hits = (task.x_test @ found.weight.T + found.bias).argmax(axis=1) == task.y_test
     return float(hits.mean()), str(found.details.get("chosen", found.name))
+
+
+def _single_heads(task: FieldTask, seed: int) -> dict[str, float]:
+    """Return the test accuracy of each head of each candidate, fitted to all examples."""
+    merged = merge_copies(task.x, Observed.of(_labels(task), task.k))
+    labels, reduction = merged.labels, Reduction.of(merged.features)
+    x, tested = reduction.apply(merged.features), reduction.apply(task.x_test)
+    found = {}
+    for one in CANDIDATES:
+        heads = Heads.fit(x, labels, one, fit_truth(x, labels, one, seed=seed), seed)
+        for kind in get_args(Kind):
+            hits = heads.linear(kind).logits(tested).argmax(axis=1) == task.y_test
+            found[f"{one.name} {kind}"] = round(float(hits.mean()), 5)
+    return found
+
+
+def _labels(task: FieldTask) -> NDArray[Any]:
+    """Return the votes' counts, or the labels as given."""
+    return task.given if task.votes is None else vote_counts(task.votes)
 
 
 def _cross_validated(

@@ -321,7 +321,7 @@ def _simplest(candidates: Sequence[Candidate], scores: dict[str, NDArray[np.floa
 
 
 @dataclass(frozen=True)
-class _Heads:
+class Heads:
     """The heads of one candidate, on reduced features, at the fitted temperatures."""
 
     truth: LatentTruth
@@ -331,7 +331,8 @@ class _Heads:
     @classmethod
     def fit(
         cls, x: NDArray[np.float32], labels: Observed, one: Candidate, truth: LatentTruth, seed: int
-    ) -> _Heads:
+    ) -> Heads:
+        """Fit the heads to reduced features, (N, C), under a fitted truth."""
         (fitted,) = SoftProbes(x, one.strength, labels.weight).fit(truth.targets, start=truth.probe)
         scaled = Linear(fitted.weight * truth.temperature, fitted.bias * truth.temperature)
         others = fit_discriminants(
@@ -342,6 +343,7 @@ class _Heads:
         return cls(truth, scaled, dict(zip(SHRINKAGES, made, strict=True)))
 
     def linear(self, kind: Kind) -> Linear:
+        """Return a head, fitted to all examples."""
         return self.softmax if kind == "softmax" else self.discriminants[kind].linear
 
     def logs(self, kind: Kind) -> NDArray[np.float64]:
@@ -358,7 +360,7 @@ def _held_out(
     others = np.setdiff1d(np.arange(len(x)), rows)
     kept = labels.take(others)
     truth = latent_truth(x[others], kept, strength=one.strength, shape=one.shape, seed=seed)
-    heads, given = _Heads.fit(x[others], kept, one, truth, seed), labels.given[rows]
+    heads, given = Heads.fit(x[others], kept, one, truth, seed), labels.given[rows]
     logs: dict[Kind, NDArray[np.float64]] = {
         kind: np.asarray(log_softmax(heads.linear(kind).logits(x[rows]), axis=1)) for kind in get_args(Kind)
     }
@@ -464,7 +466,7 @@ def robust_head(
     pool = choice.pool or (Member(one, "softmax", 1.0),)
     with one_thread():
         heads = {
-            each: _Heads.fit(x, labels, each, fit_truth(x, labels, each, patient, seed), seed)
+            each: Heads.fit(x, labels, each, fit_truth(x, labels, each, patient, seed), seed)
             for each in dict.fromkeys([one, *(member.candidate for member in pool)])
         }
     linear, truth = _combined(pool, heads, heads[one].truth, labels)
@@ -503,7 +505,7 @@ def fit_truth(
 
 
 def _combined(
-    pool: Sequence[Member], heads: Mapping[Candidate, _Heads], truth: LatentTruth, labels: Observed
+    pool: Sequence[Member], heads: Mapping[Candidate, Heads], truth: LatentTruth, labels: Observed
 ) -> tuple[Linear, LatentTruth]:
     """Return the mean of a pool's heads, and a truth with the posteriors that follow out of sample."""
     linear, logs = Linear(np.zeros(()), np.zeros(())), np.zeros(())
