@@ -233,9 +233,9 @@ def scale() -> str:
 
 @table
 def auto_cost() -> str:
-    columns = {"examples": "{examples:,}", "`auto` to hesstune's head": "{auto_over_own:.1f}"}
+    columns = {"examples": "{examples:,}", "`auto` to hesstune's head": "{auto_over_own:.2f}"}
     return listed(
-        rows("auto_cost"), {**columns, "`auto` to scikit-learn's head": "{auto_over_scikit-learn:.1f}"}
+        rows("auto_cost"), {**columns, "`auto` to scikit-learn's head": "{auto_over_scikit-learn:.2f}"}
     )
 
 
