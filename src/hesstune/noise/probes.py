@@ -30,6 +30,8 @@ SQUARED_NORM = 128.0
 MANY, CHUNK = 50_000, 65_536
 # Probabilities that are computed in one product, at most.
 AT_ONCE = 1 << 22
+# What rounding of a scatter may change, in units of its trace times the precision.
+ROUNDING = 8
 # Full fits stop when no logit of the training rows has moved further.
 TOLERANCE = 1e-3
 # Of `cross_fit`: folds, principal components (with more, a probe on a few thousand examples fits noise), and
@@ -308,7 +310,9 @@ class SoftProbes:
         for at, out in enumerate(held_out):
             scatters[at] -= _scatter(self._x[out], counts[out])
         scatters -= self._totals[:, None, None] * self._means[:, :, None] * self._means[:, None, :]
-        factors = np.linalg.cholesky(0.5 * scatters + np.eye(d) / self._strength)
+        # Features of low rank have eigenvalues of 0; rounding may make them negative.
+        rounding = ROUNDING * float(np.finfo(kind).eps) * float(np.trace(scatters[0]))
+        factors = np.linalg.cholesky(0.5 * scatters + np.eye(d) * (1 / self._strength + rounding))
         inverses = [solve_triangular(one, np.eye(d), lower=True, check_finite=False) for one in factors]
         self._inverse = np.stack(inverses).astype(kind)  # of the Cholesky factors, (M, D, D)
         # A rough bound on how far logits move with the weights: the root mean square norm of the rows.
