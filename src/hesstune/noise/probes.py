@@ -306,9 +306,9 @@ class SoftProbes:
         # Each regression is centred on the mean of its own rows, beside that of all.
         self._means = (every @ self._x).astype(np.float64) / self._totals[:, None]
         self._centres = centre.astype(kind) + self._means
-        scatters = np.repeat(_scatter(self._x, counts)[None], len(every), axis=0)
+        scatters = np.repeat(_scatter(self._x, weight)[None], len(every), axis=0)
         for at, out in enumerate(held_out):
-            scatters[at] -= _scatter(self._x[out], counts[out])
+            scatters[at] -= _scatter(self._x[out], None if weight is None else counts[out])
         scatters -= self._totals[:, None, None] * self._means[:, :, None] * self._means[:, None, :]
         # Features of low rank have eigenvalues of 0; rounding may make them negative.
         rounding = ROUNDING * float(np.finfo(kind).eps) * float(np.trace(scatters[0]))
@@ -406,6 +406,7 @@ class SoftProbes:
         return far < TOLERANCE and bool(np.abs(moved_bias).max() < TOLERANCE)
 
 
-def _scatter(x: NDArray[np.floating], counts: NDArray[np.floating]) -> NDArray[np.float64]:
+def _scatter(x: NDArray[np.floating], weight: ArrayLike | None) -> NDArray[np.float64]:
     """Return Σ_i w_i x_i x_iᵀ, (D, D), by a product in the precision of x."""
-    return np.asarray((x * counts[:, None]).T @ x, dtype=np.float64)
+    counted = x if weight is None else x * np.asarray(weight, dtype=x.dtype)[:, None]
+    return np.asarray(counted.T @ x, dtype=np.float64)
