@@ -120,6 +120,23 @@ def test_memory_of_the_measure():
     assert all(own["peak_mib"] <= own["budget_mib"] for row in found for own in row["budgets"])
 
 
+def test_traces_with_many_classes():
+    found, page = pd.DataFrame(record_rows("measure_traces")), text("docs/measure.md")
+    assert len(found) == 2
+    sums, means = 100 * found["error_of_the_sum_of_means"], 100 * found["error_of_a_layers_mean"]
+    assert f"within {sums.max():.0f} % of the exact one" in page
+    assert f"within {means.min():.0f} to {means.max():.0f} %, in root mean square" in page
+    stated = found["error_to_stated_error_of_a_layers_mean"]
+    assert f"errors were {stated.min():.1f} to {stated.max():.1f} times as large" in page
+
+
+def test_robust_with_its_defaults_is_not_below_plain_fine_tuning():
+    found = pd.DataFrame(record_rows("robust_defaults"))
+    of = found.pivot_table(index=["task", "schedule"], columns="method", values="accuracy")
+    assert (of["robust"] >= of["plain, stopped"]).all()
+    assert set(found["schedule"]) == {"short", "longer", "long"}
+
+
 def test_suspected_errors_of_the_test_tasks():
     found = pd.DataFrame(record_rows("label_errors")).dropna()
     mean, count = found.groupby("task").mean(numeric_only=True), found.groupby("task").size()
