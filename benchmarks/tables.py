@@ -469,6 +469,15 @@ def field_deeper_differences() -> str:
 
 
 @table
+def field_lora() -> str:
+    found = a.accuracies(rows("lora"))
+    mean = a.means(found)
+    mean.loc["mean"] = mean.mean()
+    cells = [[task, *(f"{own[name]:.1f}" for name in ("auto", "plain"))] for task, own in mean.iterrows()]
+    return markdown(["task", "auto", "plain"], cells)
+
+
+@table
 def memorisation() -> str:
     found = sorted(rows("memorisation"), key=lambda r: (r["seed"] < learnt.DEVELOPMENT, "agreement" not in r))
     cells = []

@@ -137,6 +137,14 @@ def test_robust_with_its_defaults_is_not_below_plain_fine_tuning():
     assert set(found["schedule"]) == {"short", "longer", "long"}
 
 
+def test_adapters_of_texts():
+    found = analysis.accuracies(record_rows("lora"))
+    gain = found["auto"] - found["plain"]
+    assert f"more accurate in {(gain > 0).sum()} of the {len(gain)} runs" in text("docs/research/field.md")
+    assert gain.mean() > 0
+    assert (gain[gain.index.get_level_values("task") == "mrpc symmetric:0.2"] < 0).all()
+
+
 def test_suspected_errors_of_the_test_tasks():
     found = pd.DataFrame(record_rows("label_errors")).dropna()
     mean, count = found.groupby("task").mean(numeric_only=True), found.groupby("task").size()
