@@ -1,7 +1,8 @@
-"""Generated parts of the documentation that compare heads on frozen features."""
+"""Generated parts of the documentation that compare `auto` and `robust` with what users have."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pandas as pd
@@ -72,6 +73,47 @@ def field_regret() -> str:
     return markdown(titles, cells)
 
 
+def _deeper(schedule: str) -> pd.DataFrame:
+    """Return the accuracies of a schedule; a method that lacks a seed of a task is left out there."""
+    found = [r for r in rows("deeper") if r["schedule"] == schedule and r["seed"] >= a.FIRST_SEED]
+    whole = a.complete(a.accuracies(found), ("auto", "plain", "auto, head"), 1)
+    whole = whole.where(whole.notna().groupby(level="task").transform("all"))
+    names = ("auto", "plain", "plain, stopped", "auto, head", "robust, known noise")
+    return whole[[name for name in names if name in whole and whole[name].notna().any()]]
+
+
+def _deeper_table(schedule: str) -> str:
+    found, cells = _deeper(schedule), []
+    for task, own in a.means(found).iterrows():
+        shown = ("–" if math.isnan(value) else f"{value:.1f}" for value in own)
+        cells.append([task, str(len(found.loc[task])), *shown])
+    return markdown(["task", "seeds", *found.columns], cells)
+
+
+def field_deeper_differences() -> str:
+    cells = []
+    for schedule in ("fitted", "short"):
+        found = _deeper(schedule).dropna(axis=1)
+        for other in found.columns[1:]:
+            gains = a.gains(found, other, list(a.means(found).index))
+            cells.append([schedule, f"`{other}`", with_interval(gains)])
+    return markdown(["schedule", "`auto` minus", "points [95 % interval]"], cells)
+
+
+def field_lora() -> str:
+    found = a.accuracies(rows("lora"))
+    mean = a.means(found)
+    mean.loc["mean"] = mean.mean()
+    cells = [[task, *(f"{own[name]:.1f}" for name in ("auto", "plain"))] for task, own in mean.iterrows()]
+    return markdown(["task", "auto", "plain"], cells)
+
+
+MADE = (
+    field_heads, field_head_differences, field_regret, field_encoders, field_deeper_differences, field_lora
+)  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (field_heads, field_head_differences, field_regret, field_encoders)
+    **{made.__name__: made for made in MADE},
+    "field_deeper_fitted": lambda: _deeper_table("fitted"),
+    "field_deeper_short": lambda: _deeper_table("short"),
+    "robust_defaults": a.robust_defaults,
 }

@@ -435,48 +435,6 @@ def study_measures() -> str:
     return markdown([*titles, "median ratio to the gap", "within a factor 5", "runs"], cells)
 
 
-def _deeper(schedule: str) -> pd.DataFrame:
-    """Return the accuracies of a schedule; a method that lacks a seed of a task is left out there."""
-    found = [r for r in rows("deeper") if r["schedule"] == schedule and r["seed"] >= a.FIRST_SEED]
-    whole = a.complete(a.accuracies(found), ("auto", "plain", "auto, head"), 1)
-    whole = whole.where(whole.notna().groupby(level="task").transform("all"))
-    names = ("auto", "plain", "plain, stopped", "auto, head", "robust, known noise")
-    return whole[[name for name in names if name in whole and whole[name].notna().any()]]
-
-
-def _deeper_table(schedule: str) -> str:
-    found, cells = _deeper(schedule), []
-    for task, own in a.means(found).iterrows():
-        shown = ("–" if math.isnan(value) else f"{value:.1f}" for value in own)
-        cells.append([task, str(len(found.loc[task])), *shown])
-    return markdown(["task", "seeds", *found.columns], cells)
-
-
-TABLES["robust_defaults"] = a.robust_defaults
-TABLES["field_deeper_fitted"] = lambda: _deeper_table("fitted")
-TABLES["field_deeper_short"] = lambda: _deeper_table("short")
-
-
-@table
-def field_deeper_differences() -> str:
-    cells = []
-    for schedule in ("fitted", "short"):
-        found = _deeper(schedule).dropna(axis=1)
-        for other in found.columns[1:]:
-            gains = a.gains(found, other, list(a.means(found).index))
-            cells.append([schedule, f"`{other}`", with_interval(gains)])
-    return markdown(["schedule", "`auto` minus", "points [95 % interval]"], cells)
-
-
-@table
-def field_lora() -> str:
-    found = a.accuracies(rows("lora"))
-    mean = a.means(found)
-    mean.loc["mean"] = mean.mean()
-    cells = [[task, *(f"{own[name]:.1f}" for name in ("auto", "plain"))] for task, own in mean.iterrows()]
-    return markdown(["task", "auto", "plain"], cells)
-
-
 @table
 def memorisation() -> str:
     found = sorted(rows("memorisation"), key=lambda r: (r["seed"] < learnt.DEVELOPMENT, "agreement" not in r))

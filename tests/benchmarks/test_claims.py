@@ -174,6 +174,7 @@ def test_deeper_layers_gain_what_the_pages_say():
     assert 0 < low < high < 2
     assert len(short) == 5
     assert min(fitted) > 3.26
+    assert analysis.interval(stopped)[1] < 0  # "do not separate from chance"
     for task in ("art_painting pair:0.4", "art_painting symmetric:0.2", "cifar10n worse"):
         assert np.mean(gain("short", task)) < 0
     quotes(text("docs/research/field.md"), f"{np.mean(fitted):.1f}", f"{np.mean(stopped):.1f}")
