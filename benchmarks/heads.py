@@ -105,7 +105,8 @@ def _solved(name: str, task: FieldTask, seed: int) -> tuple[float, str] | None:
 
 def _single_heads(task: FieldTask, seed: int) -> dict[str, float]:
     """Return the test accuracy of each head of each candidate, fitted to all examples."""
-    merged = merge_copies(task.x, Observed.of(_labels(task), task.k))
+    given = task.given if task.votes is None else vote_counts(task.votes)
+    merged = merge_copies(task.x, Observed.of(given, task.k))
     labels, reduction = merged.labels, Reduction.of(merged.features)
     x, tested = reduction.apply(merged.features), reduction.apply(task.x_test)
     found = {}
@@ -115,11 +116,6 @@ def _single_heads(task: FieldTask, seed: int) -> dict[str, float]:
             hits = heads.linear(kind).logits(tested).argmax(axis=1) == task.y_test
             found[f"{one.name} {kind}"] = round(float(hits.mean()), 5)
     return found
-
-
-def _labels(task: FieldTask) -> NDArray[Any]:
-    """Return the votes' counts, or the labels as given."""
-    return task.given if task.votes is None else vote_counts(task.votes)
 
 
 def _cross_validated(

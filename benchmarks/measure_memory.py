@@ -52,7 +52,7 @@ class Residual(nn.Module):
         return torch.relu(inner + self.short(x))
 
 
-def _moved(model: nn.Module, inputs: Inputs) -> Network:
+def moved(model: nn.Module, inputs: Inputs) -> Network:
     """Take the reference, and move the layers by 5 % of their spread."""
     ref = Reference.of(model.eval())
     with torch.no_grad():
@@ -74,7 +74,7 @@ def _tokens(words: int) -> dict[str, torch.Tensor]:
 def efficientnet() -> Network:
     from hesstune.models.load import load_model
 
-    return _moved(load_model("efficientnet_lite0", CLASSES).model, _pictures())
+    return moved(load_model("efficientnet_lite0", CLASSES).model, _pictures())
 
 
 def resnet() -> Network:
@@ -83,13 +83,13 @@ def resnet() -> Network:
     blocks = [Residual(*width) for width in widths]
     stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, CLASSES)]
-    return _moved(nn.Sequential(*stem, *blocks, *head), _pictures())
+    return moved(nn.Sequential(*stem, *blocks, *head), _pictures())
 
 
 def minilm() -> Network:
     from measure_text import load
 
-    return _moved(load(), _tokens(20_000))
+    return moved(load(), _tokens(20_000))
 
 
 def bert() -> Network:
@@ -97,7 +97,7 @@ def bert() -> Network:
 
     config = BertConfig()
     config.num_labels = CLASSES
-    return _moved(BertForSequenceClassification(config), _tokens(30_000))
+    return moved(BertForSequenceClassification(config), _tokens(30_000))
 
 
 def vit() -> Network:
@@ -106,7 +106,7 @@ def vit() -> Network:
     shape: dict[str, Any] = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
     config = ViTConfig(**shape, image_size=PIXELS)
     config.num_labels = CLASSES
-    return _moved(ViTForImageClassification(config), _pictures())
+    return moved(ViTForImageClassification(config), _pictures())
 
 
 def llama() -> Network:

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-import hesstune as ht
 from hesstune.curvature.engine import CurvatureEngine
+from hesstune.models.networks import IMAGENET
+from measure_memory import moved
 from records import Run
 
 CLASSES, PIXELS, EXAMPLES, DRAWS = 1000, 96, 16, 10
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def network(head: str) -> nn.Module:
@@ -33,7 +33,7 @@ def network(head: str) -> nn.Module:
     model: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
     if head == "drawn":
         model._fc = nn.Linear(1280, CLASSES)
-    return model.eval()
+    return model
 
 
 def images(run: Run) -> torch.Tensor:
@@ -41,7 +41,7 @@ def images(run: Run) -> torch.Tensor:
     files = sorted(Path(run.folder("pacs128")).rglob("*.jpg"))
     chosen = np.random.default_rng(0).choice(len(files), EXAMPLES, replace=False)
     pixels = [Image.open(files[i]).convert("RGB").resize((PIXELS, PIXELS)) for i in sorted(chosen)]
-    x = (np.stack([np.asarray(one) for one in pixels]) / 255 - MEAN) / STD
+    x = (np.stack([np.asarray(one) for one in pixels]) / 255 - IMAGENET.mean) / IMAGENET.std
     return torch.from_numpy(x.transpose(0, 3, 1, 2)).float()
 
 
@@ -53,15 +53,10 @@ def cases(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
     """Compare DRAWS estimates with the exact traces."""
     torch.manual_seed(0)
-    model = network(case["head"])
-    ref = ht.Reference.of(model)
-    with torch.no_grad():
-        for name in ref.layers():
-            weight = model.get_parameter(name)
-            weight.add_(0.05 * float(weight.std()) * torch.randn_like(weight))
-    batch = images(run), torch.zeros(EXAMPLES, dtype=torch.long)
+    model, ref, inputs = moved(network(case["head"]), images(run))
+    batch = inputs, torch.zeros(EXAMPLES, dtype=torch.long)
     engine = CurvatureEngine.of(model, ref, method="gauss_newton")
-    engine.plan_on(batch[0])
+    engine.plan_on(inputs)
     whole = engine.exact(batch, trace=True, trace_passes=CLASSES).trace
     assert whole is not None
     estimates, errors, passes = [], [], 0
@@ -74,7 +69,7 @@ def measure(case: dict[str, Any], run: Run) -> dict[str, Any]:
         passes = forms.passes
     found, stated = torch.stack(estimates), torch.stack(errors)
     means = found.mean(1) - whole.mean(0)
-    probability = torch.softmax(model(batch[0]).detach(), dim=1).amax(1)
+    probability = torch.softmax(model(inputs).detach(), dim=1).amax(1)
     return {
         "layers": len(engine.names),
         "examples": EXAMPLES,

@@ -124,8 +124,8 @@ def test_traces_with_many_classes():
     found, page = pd.DataFrame(record_rows("measure_traces")), text("docs/measure.md")
     assert len(found) == 2
     sums, means = 100 * found["error_of_the_sum_of_means"], 100 * found["error_of_a_layers_mean"]
-    assert f"within {sums.max():.0f} % of the exact one" in page
-    assert f"within {means.min():.0f} to {means.max():.0f} %, in root mean square" in page
+    assert f"was {sums.max():.0f} % off the exact one" in page
+    assert f"were {means.min():.0f} to {means.max():.0f} % off, in root mean square" in page
     stated = found["error_to_stated_error_of_a_layers_mean"]
     assert f"errors were {stated.min():.1f} to {stated.max():.1f} times as large" in page
 

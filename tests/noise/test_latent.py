@@ -101,6 +101,14 @@ def test_probes_of_all_folds_are_those_of_each_fold_alone(weighted, monkeypatch)
         np.testing.assert_allclose(other.logits(x), linear.logits(x), atol=2e-3)
     near = SoftProbes(x, 0.5, weight, folds).fit(q, steps=1, start=found[2])[2]
     np.testing.assert_allclose(near.logits(x), found[2].logits(x), atol=2e-3)
+    # To go on is not to start again, and leaves the earlier result as it was.
+    (short,) = (alone := SoftProbes(x, 0.5, weight)).fit(q, steps=2)
+    before = short.logits(x)
+    (longer,) = alone.fit(q, steps=2000, go_on=True)
+    (again,) = alone.fit(q, steps=2)
+    np.testing.assert_array_equal(short.logits(x), before)
+    np.testing.assert_array_equal(again.logits(x), before)
+    assert np.abs(longer.logits(x) - before).max() > 0.01
 
 
 def test_features_of_low_rank_are_fitted_with_almost_no_penalty():

@@ -317,41 +317,47 @@ class SoftProbes:
         self._inverse = np.stack(inverses).astype(kind)  # of the Cholesky factors, (M, D, D)
         # A rough bound on how far logits move with the weights: the root mean square norm of the rows.
         self._scale = np.sqrt(float(np.einsum("nd,nd->", self._x, self._x)) / self._x.size)
-        self._weight: NDArray[np.float64] | None = None  # (M, K, D)
-        self._bias: NDArray[np.float64] = np.zeros((0, 0))  # (M, K)
+        self._weight: NDArray[np.float64]  # (M, K, D), of the last fit
+        self._bias: NDArray[np.float64]  # (M, K)
 
     @one_thread()
     def fit(
-        self, targets: NDArray[np.float64], steps: int = 300, start: Linear | None = None
+        self,
+        targets: NDArray[np.float64],
+        steps: int = 300,
+        *,
+        start: Linear | None = None,
+        go_on: bool = False,
     ) -> list[Linear]:
-        """Return the regressions after at most so many steps from the last fit.
+        """Return the regressions after at most so many steps.
 
         Args:
             targets: q, (N, K), rows of class probabilities.
             steps: At most so many.
-            start: Of the first fit; None: the classes' shares.
+            start: Where all of them start; None: at the classes' shares.
+            go_on: Start where the last fit ended instead.
         """
         across, (n, k) = np.ascontiguousarray(targets.T, dtype=self._x.dtype), targets.shape
-        if self._weight is None:
+        if go_on:
+            self._weight, self._bias = self._weight.copy(), self._bias.copy()
+        elif start is not None:
+            self._weight = np.repeat(start.weight.T[None], len(self._totals), axis=0)
+            self._bias = start.bias + self._centres @ start.weight
+        else:
             counts = np.ones((1, 1, n)) if self._counts is None else self._counts
             shares = (counts[:, 0] @ targets + 1e-3) / (self._totals[:, None] + 1e-3 * k)
             self._weight, self._bias = np.zeros((len(shares), k, self._x.shape[1])), np.log(shares)
-            if start is not None:
-                self._weight += start.weight.T
-                self._bias = start.bias + self._centres @ start.weight
         size = max(1, AT_ONCE // (n * k))
         for at in range(0, len(self._bias), size):
-            self._fit(slice(at, at + size), self._weight, across, steps)
+            self._fit(slice(at, at + size), across, steps)
         return [
             Linear(weight.T, bias - weight @ centre)
             for weight, bias, centre in zip(self._weight, self._bias, self._centres, strict=True)
         ]
 
-    def _fit(
-        self, some: slice, weights: NDArray[np.float64], targets: NDArray[np.floating], steps: int
-    ) -> None:
+    def _fit(self, some: slice, targets: NDArray[np.floating], steps: int) -> None:
         """Take the steps of some regressions; targets are (K, N): fast to sum."""
-        weight, bias = weights[some], self._bias[some]
+        weight, bias = self._weight[some], self._bias[some]
         ahead, ahead_bias, momentum = weight, bias, np.ones((len(bias), 1, 1))
         for _ in range(steps):
             step, step_bias = self._step(some, targets, ahead, ahead_bias)
@@ -364,7 +370,7 @@ class SoftProbes:
             following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
             share, momentum = (momentum - 1) / following, following
             ahead, ahead_bias = weight + share * moved, bias + share[:, 0] * moved_bias
-        weights[some], self._bias[some] = weight, bias
+        self._weight[some], self._bias[some] = weight, bias
 
     def _step(
         self,
@@ -393,9 +399,8 @@ class SoftProbes:
         return step.astype(np.float64), 2 * sums / self._totals[some, None]
 
     def held_out_logits(self) -> NDArray[np.float64]:
-        """Return each row's logits, (N, K), by the regression that it was held out from."""
-        assert self._weight is not None
-        found = np.empty((len(self._x), self._bias.shape[1]))
+        """Return each row's logits, (N, K), by the regression that it was held out from; NaN for no such."""
+        found = np.full((len(self._x), self._bias.shape[1]), np.nan)
         for at, rows in enumerate(self._held_out):
             weight, mean = self._weight[at], self._means[at]
             found[rows] = Linear(weight.T, self._bias[at] - weight @ mean).logits(self._x[rows])

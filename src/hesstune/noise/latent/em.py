@@ -151,7 +151,6 @@ def latent_truth(
     found = _fit_em(probes, labels, channel, ROUNDS)
     if shape != "full" or labels.k < 3:
         return found
-    probes = SoftProbes(x, strength, labels.weight, fold_rows(len(x), folds, seed))
     return _paired(found, found, probes, labels, ROUNDS)
 
 
@@ -168,15 +167,11 @@ def fit_from_several_starts(
     """
     usual = latent_truth(x, labels, strength=strength, folds=folds, seed=seed)
     second = min(SECOND_START, MAX_SHARE_OF_RANDOM * (1 - 1 / labels.k))
-    ends: list[LatentTruth] = []
-    for channel in (LabelChannel.start(labels.k, "full"), LabelChannel.symmetric(labels.k, second, "full")):
-        probes = SoftProbes(x, strength, labels.weight, fold_rows(len(x), folds, seed))
-        ends.append(_fit_em(probes, labels, channel, PATIENT_ROUNDS))
-    found = _better(usual, ends, labels)
-    if labels.k < 3:
-        return found
     probes = SoftProbes(x, strength, labels.weight, fold_rows(len(x), folds, seed))
-    return _paired(found, ends[0], probes, labels, PATIENT_ROUNDS)
+    starts = LabelChannel.start(labels.k, "full"), LabelChannel.symmetric(labels.k, second, "full")
+    ends = [_fit_em(probes, labels, channel, PATIENT_ROUNDS) for channel in starts]
+    found = _better(usual, ends, labels)
+    return found if labels.k < 3 else _paired(found, ends[0], probes, labels, PATIENT_ROUNDS)
 
 
 def _paired(
@@ -219,7 +214,7 @@ def _fit_em(
     posterior, units = labels.known(_normalised(channel.likelihood(given))), given.sum(axis=1)
     before, early = posterior, channel
     for at in range(max_rounds):
-        linear = probes.fit(posterior, STEPS if at else FIRST_STEPS)
+        linear = probes.fit(posterior, STEPS if at else FIRST_STEPS, go_on=at > 0)
         logits = probes.held_out_logits()
         likelihood = channel.likelihood(given)
         temperature = max(zip(mean_scores(logits, likelihood, units), TEMPERATURES, strict=True))[1]
