@@ -21,7 +21,7 @@ from hesstune.models.networks import IMAGENET
 from measure_memory import moved
 from records import Run
 
-CLASSES, PIXELS, EXAMPLES, DRAWS = 1000, 96, 16, 10
+CLASSES, PIXELS, EXAMPLES, DRAWS = 1000, 96, 16, 20
 
 
 def network(head: str) -> nn.Module:

@@ -16,11 +16,11 @@ from hesstune.curvature.engine import CurvatureEngine
 from hesstune.curvature.exact import (
     FAILURE_PROBABILITY,
     FormOptions,
-    LogitFactor,
     exact_by_forward_mode,
     exact_forms,
     probe_factor,
 )
+from hesstune.curvature.factor import LogitFactor, TraceSum
 from hesstune.curvature.measure import measure
 from hesstune.errors import ConfigError, DataError
 
@@ -306,6 +306,65 @@ def test_traces_of_many_classes_are_estimated_without_bias_and_with_their_error(
     assert 0.7 < float((errors / spread).nanmedian()) < 1.4
 
 
+def _terms(traces, matrix, weight):
+    """Take all columns of a trace of Bᵀ W J Jᵀ Wᵀ B; return the terms, (columns, B)."""
+    found = []
+    for index in range(matrix):
+        seed, scale = traces.column(index)
+        found.append(scale * (seed.double() @ weight).square().sum(1))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("spread", [0.1, 5.0])
+def test_the_columns_of_a_trace_are_orthonormal_and_the_first_ones_lead(spread):
+    generator = torch.Generator().manual_seed(1)
+    logits = spread * torch.randn(7, 40, generator=generator, dtype=torch.float64)
+    low_rank = torch.randn(40, 5, generator=generator, dtype=torch.float64) * torch.tensor([9.0, 7, 5, 3, 1])
+    weight = low_rank @ torch.randn(5, 30, generator=generator, dtype=torch.float64)
+    factor = LogitFactor(logits)
+    p = torch.softmax(logits, 1)
+    hessians = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    values = torch.linalg.eigvalsh(weight.mT @ hessians @ weight).flip(1)
+    torch.testing.assert_close(factor.trace(weight), values.sum(1), **DOUBLE)
+    u, c = torch.randn(7, 40, generator=generator).double(), torch.randn(7, 39, generator=generator).double()
+    seed, scale = factor.combination(0, c)
+    torch.testing.assert_close((factor.adjoint(u) * c).sum(1), scale.sqrt() * (seed * u).sum(1), **DOUBLE)
+    terms = _terms(TraceSum(factor, 10, head=weight), 39, weight)
+    torch.testing.assert_close(terms.sum(0), values.sum(1), **DOUBLE)
+    assert bool((terms[:5].sum(0) > 0.99 * values.sum(1)).all())
+
+
+def test_without_leading_directions_all_columns_of_a_trace_are_probes():
+    generator = torch.Generator().manual_seed(1)
+    factor = LogitFactor(0.01 * torch.randn(7, 300, generator=generator, dtype=torch.float64))
+    flat = torch.linalg.qr(torch.randn(300, 300, generator=generator, dtype=torch.float64))[0]
+    few = TraceSum(factor, 12, head=flat)
+    numbers = TraceSum(factor, 12, head=flat, numbers=[3] * 7)
+    assert not torch.equal(few.column(0)[0], numbers.column(0)[0])  # drawn for each example
+    terms = _terms(few, 12, flat)
+    for term in terms:
+        few.take(term[:, None])
+    trace, error = few.estimate()
+    truth = factor.trace(flat)
+    torch.testing.assert_close(trace[:, 0], 299 * terms.mean(0), **DOUBLE)
+    torch.testing.assert_close(error[:, 0], 299 * terms.std(0) * ((1 - 12 / 299) / 12) ** 0.5, **DOUBLE)
+    torch.testing.assert_close(trace[:, 0], truth, rtol=0.05, atol=0)
+
+
+def test_leading_directions_make_traces_of_many_classes_more_precise():
+    model, ref, batch = _flat(300)
+    engine = CurvatureEngine.of(model, ref)
+    exact = engine.exact(batch, trace=True, trace_passes=299).trace
+    squares = {}
+    for names in (None, ["0.weight", "2.weight"]):  # without the head only the most probable classes lead
+        found = [
+            engine.exact(batch, names, trace=True, numbers=12 * draw + torch.arange(12)).trace[:, :2]
+            for draw in range(20)
+        ]
+        squares[names is None] = (torch.stack(found) - exact[:, :2]).mean(1).square().mean()
+    assert squares[True] < 0.3 * squares[False]
+
+
 def test_a_trace_of_a_thousand_classes_takes_twelve_passes():
     model, ref, batch = _flat(1000)
     exact = measure(model, ref, [batch], skip_classes=0, trace=True, trace_passes=999)
@@ -313,8 +372,11 @@ def test_a_trace_of_a_thousand_classes_takes_twelve_passes():
     assert forms.passes == 3 + 12  # a forward-mode product for each layer, and the trace
     torch.testing.assert_close(forms.quadratic, exact.quadratic, **DOUBLE)
     torch.testing.assert_close(forms.trace.mean(0), exact.trace.mean(0), rtol=0.15, atol=0)
-    near = (forms.trace - exact.trace).abs() <= 4 * forms.trace_stderr
-    assert float(near.double().mean()) > 0.9
+    engine = CurvatureEngine.of(model, ref)
+    draws = [engine.exact(batch, trace=True, numbers=12 * draw + torch.arange(12)) for draw in range(1, 9)]
+    away = torch.stack([draw.trace - exact.trace for draw in draws]).mean((0, 1))
+    stated = torch.stack([draw.trace_stderr for draw in draws]).square().sum((0, 1)).sqrt() / (8 * 12)
+    assert bool((away.abs() <= 4 * stated).all())
     # An example's probes are its own, whatever batch it is in.
     parts = measure(model, ref, [(batch[0][:5], batch[1][:5]), (batch[0][5:], batch[1][5:])], trace=True)
     torch.testing.assert_close(parts.trace, forms.trace, **DOUBLE)

@@ -24,13 +24,13 @@ from hesstune.curvature.declared import TRACE_PASSES, MethodChoice
 from hesstune.curvature.exact import (
     ExactForms,
     FormOptions,
-    LogitFactor,
     exact_by_forward_mode,
     exact_forms,
     planned_passes,
     refuse_large_spectrum,
     with_probed_traces,
 )
+from hesstune.curvature.factor import LogitFactor
 from hesstune.curvature.lanczos import (
     KrylovSource,
     LanczosForms,

@@ -17,15 +17,12 @@ and each gradient is freed as soon as it is used.
 Classes of little probability can be skipped. Their part of an entry is estimated from random combinations:
 with g standard normal, the squared product of v_i with J_iᵀ Σ_k √q_k g_k s_k is that part times χ²₁.
 
-With many classes the trace is Σ_k q_k ‖J_iᵀ s_k‖² over the most probable ones, plus for the d others the mean
-of d‖J_iᵀ B c‖² over a few probes. Each c is a column of a d × d orthogonal matrix with entries near ±1/√d:
-that of the cosine transform, with rows in random order and of random sign, drawn for each example, so that
-E c cᵀ = I/d. If the forms need all passes, they use this matrix's columns, so the trace adds no pass.
+With many classes the trace is estimated from a few passes: `TraceSum`. If the forms need all passes, they use
+the columns of its orthogonal matrix, so the trace adds no pass.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +33,7 @@ import torch.autograd.forward_ad as forward_ad
 
 from hesstune.curvature.capture import Capture, OnOutput
 from hesstune.curvature.declared import TRACE_PASSES
+from hesstune.curvature.factor import LogitFactor, TraceSum
 from hesstune.curvature.layers import CapturedLayer
 from hesstune.errors import MeasureError
 
@@ -135,58 +133,6 @@ class ExactForms:
             for key, value in forms.items()
         }
         return replace(self, **scaled, losses=losses.detach().double().cpu())
-
-
-class LogitFactor:
-    """The factor B of Λ = B Bᵀ for a batch of logits, (B, K), one scaled column s_k at a time."""
-
-    def __init__(self, logits: torch.Tensor) -> None:
-        log_p = torch.log_softmax(logits.detach().double(), dim=1)
-        self.order = log_p.argsort(dim=1, descending=True, stable=True)
-        self._top = self.order[:, :1]
-        self._q = log_p.exp().scatter(1, self._top, 0.0)
-        top_p = log_p.gather(1, self._top).exp()
-        self._gamma = 1 / (1 + top_p.sqrt())
-        self.sorted_q = self._q.gather(1, self.order[:, 1:])
-        self._dtype = logits.dtype
-        self.columns = self.sorted_q.shape[1]  # K − 1
-
-    @property
-    def shares(self) -> torch.Tensor:
-        """The share of 1 − p_t that the classes from each rank on have, largest over examples, (K − 1,)."""
-        mass = self.sorted_q.flip(1).cumsum(1).flip(1)
-        return (mass / mass[:, :1].clamp(min=1e-300)).amax(0)
-
-    def seed(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return s_k, (B, K), and q_k, (B,), of each example's class of this rank by probability."""
-        coefficients = torch.zeros_like(self._q)
-        coefficients.scatter_(1, self.order[:, rank + 1, None], 1.0)
-        return self._combined(coefficients), self.sorted_q[:, rank]
-
-    def combination(self, start: int, factors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return B c with c zero before rank `start`, scaled, and its weight, as `seed` does.
-
-        `factors`, (K − 1 − start,) or one row for each example, are c's entries from that rank on.
-        """
-        scale = self.sorted_q[:, start]
-        ratio = (self.sorted_q[:, start:] / scale.clamp(min=1e-300)[:, None]).sqrt()
-        ranked = torch.zeros_like(self._q)
-        ranked[:, start + 1 :] = ratio * factors.to(ratio)
-        coefficients = torch.zeros_like(self._q).scatter(1, self.order, ranked)
-        return self._combined(coefficients), scale
-
-    def variance(self, u: torch.Tensor) -> torch.Tensor:
-        """Return uᵀ Λ u from all of u, (B, K), in float64, centred on the most probable class."""
-        d = (u - u.gather(1, self._top)).double()
-        mean = (self._q * d).sum(1, keepdim=True)
-        top = (1 - self._gamma) / self._gamma  # √p_t
-        return (self._q * (d - mean).square()).sum(1) + (top * mean).square().squeeze(1)
-
-    def _combined(self, coefficients: torch.Tensor) -> torch.Tensor:
-        total = coefficients.sum(1, keepdim=True)
-        rows = coefficients - total * self._gamma * self._q
-        shift = total * (1 - self._gamma * self._q.sum(1, keepdim=True))
-        return rows.scatter_add(1, self._top, -shift).to(self._dtype)
 
 
 class BackwardPasses:
@@ -347,54 +293,6 @@ def _forms(names: Sequence[str], quadratic: torch.Tensor, passes: int, logits: t
     )
 
 
-class TraceSum:
-    """Tr G_i from ‖J_iᵀ s_k‖² of the most probable classes, and of a few combinations of all others.
-
-    Each example has combinations of its own, whatever batch it is in.
-    """
-
-    def __init__(self, factor: LogitFactor, asked: FormOptions) -> None:
-        most, numbers = asked.trace_passes, asked.numbers
-        # Half of the passes are probes, which gives a standard error.
-        self.probes = 0 if factor.columns <= most else most - most // 2 if most > 2 else most
-        self.head = min(factor.columns, most) - self.probes
-        self._factor, self._left = factor, factor.columns - self.head
-        self._known: list[torch.Tensor] = []
-        self._probed: list[torch.Tensor] = []
-        device = factor.order.device
-        if self.probes:
-            numbers = range(len(factor.order)) if numbers is None else numbers
-            drawn = [_shuffled_signs(self._left, asked.seed * 1_000_003 + number) for number in numbers]
-            self._rows, self._signs = (torch.stack(part).to(device) for part in zip(*drawn, strict=True))
-
-    def column(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a column of the random orthogonal matrix, over the classes after the most probable ones."""
-        size = self._left
-        angles = (2 * self._rows + 1).double() * (math.pi * index / (2 * size))
-        factors = self._signs * torch.cos(angles) * math.sqrt((2 if index else 1) / size)
-        return self._factor.combination(self.head, factors)
-
-    def take(self, norms: torch.Tensor) -> None:
-        """Add the norms of the next class, or after these of the next column."""
-        (self._known if len(self._known) < self.head else self._probed).append(norms)
-
-    def of(self, forms: ExactForms) -> ExactForms:
-        """Return the forms with the trace and its standard error."""
-        zero = torch.zeros_like(forms.quadratic[:, : len(forms.names)])
-        trace, stderr = sum(self._known, zero), zero
-        if self._probed:
-            found = self._left * torch.stack(self._probed)
-            left = 1 - self.probes / self._left  # columns that were not taken, by which the mean varies
-            trace, stderr = trace + found.mean(0), found.std(0) * (left / self.probes) ** 0.5
-        return replace(forms, trace=trace, trace_stderr=stderr)
-
-
-def _shuffled_signs(size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    signs = 2 * torch.randint(2, (size,), generator=generator) - 1
-    return torch.randperm(size, generator=generator), signs
-
-
 def _square_norm(layer: CapturedLayer, gradient: torch.Tensor) -> torch.Tensor:
     """Return ‖Σ_t g_t a_tᵀ‖² of every example, (B,)."""
     if layer.prefers_gram():
@@ -477,16 +375,18 @@ def exact_forms(
         changes = [layer.apply(deltas[layer.name]) if layer.name in deltas else None for layer in layers]
     norms = asked.trace and not asked.spectrum
     passes = BackwardPasses(logits, layers, changes, trace=norms, spectrum=asked.spectrum, joint=joint)
-    traces = TraceSum(factor, asked) if norms else None
+    skips = asked.tol > 0 and not asked.spectrum and planned_passes(factor, asked.tol) < factor.columns
+    # With skipped classes the passes of the most probable ones count for the trace, too.
+    traces = _trace_sum(factor, asked, None if skips else _head_weight(captured)) if norms else None
     with passes.watching():
-        if asked.tol and not asked.spectrum:
+        if skips:
             found = _skip_classes(passes, factor, asked, traces)
         else:
             found = _all_classes(passes, factor, traces)
         if asked.slopes is not None:
             found = replace(found, residual=passes.residual(asked.slopes, deltas))
     if traces is not None:
-        found = traces.of(found)
+        found = _with_traces(found, traces)
     if not joint:
         return found
     columns = {key: getattr(found, key)[:, :-1] for key in ("quadratic", "lower", "upper")}
@@ -497,10 +397,29 @@ def with_probed_traces(forms: ExactForms, captured: Capture, asked: FormOptions)
     """Return the forms, computed in another way, with traces from at most `trace_passes` backward passes."""
     passes = BackwardPasses(captured.logits, [captured.layers[name] for name in forms.names], trace=True)
     factor = LogitFactor(captured.logits)
-    traces = TraceSum(factor, asked)
+    traces = _trace_sum(factor, asked, _head_weight(captured))
     with passes.watching():
-        _rest_of_trace(passes, factor, traces, 0)
-    return replace(traces.of(forms), passes=forms.passes + passes.taken)
+        _rest_of_trace(passes, traces, 0)
+    return replace(_with_traces(forms, traces), passes=forms.passes + passes.taken)
+
+
+def _trace_sum(factor: LogitFactor, asked: FormOptions, head: torch.Tensor | None) -> TraceSum:
+    return TraceSum(factor, asked.trace_passes, seed=asked.seed, numbers=asked.numbers, head=head)
+
+
+def _head_weight(captured: Capture) -> torch.Tensor | None:
+    """Return the weight of the last linear layer with K outputs an example, (K, D), or None."""
+    found = [
+        layer.weight.detach().mT if layer.transposed else layer.weight.detach()
+        for layer in captured.layers.values()
+        if layer.kind == "linear" and layer.shape.numel() == captured.logits.numel()
+    ]
+    return found[-1] if found and len(found[-1]) == captured.logits.shape[1] else None
+
+
+def _with_traces(forms: ExactForms, traces: TraceSum) -> ExactForms:
+    trace, stderr = traces.estimate()
+    return replace(forms, trace=trace, trace_stderr=stderr)
 
 
 def exact_by_forward_mode(
@@ -574,21 +493,17 @@ def _all_classes(passes: BackwardPasses, factor: LogitFactor, traces: TraceSum |
         for rank in range(factor.columns):
             passes.add(*factor.seed(rank))
         return passes.forms()
-    for rank in range(traces.head):
-        traces.take(passes.add(*factor.seed(rank), norms=True))
-    for index in range(factor.columns - traces.head):
-        norms = passes.add(*traces.column(index), norms=index < traces.probes)
-        if index < traces.probes:
+    for index in range(factor.columns):
+        norms = passes.add(*traces.column(index), norms=index < traces.passes)
+        if index < traces.passes:
             traces.take(norms)
     return passes.forms()
 
 
-def _rest_of_trace(passes: BackwardPasses, factor: LogitFactor, traces: TraceSum | None, done: int) -> None:
+def _rest_of_trace(passes: BackwardPasses, traces: TraceSum | None, done: int) -> None:
     """Take the passes that the trace needs beside those of the first classes, which are done."""
     if traces is not None:
-        for rank in range(done, traces.head):
-            traces.take(passes.terms(*factor.seed(rank), norms=True)[1])
-        for index in range(traces.probes):
+        for index in range(min(done, traces.leading), traces.passes):
             traces.take(passes.terms(*traces.column(index), norms=True)[1])
 
 
@@ -599,14 +514,14 @@ def _skip_classes(
     columns, share, tol = factor.columns, factor.shares, asked.tol
     generator = torch.Generator().manual_seed(asked.seed)
     normals = torch.randn(_PROBES, columns, generator=generator, dtype=torch.float64)
-    head = 0 if traces is None else traces.head
+    leading = 0 if traces is None else traces.leading
     done = look = 0
     enough = planned_passes(factor, tol) - _PROBES
 
     def take(end: int) -> None:
         for rank in range(done, end):
-            norms = passes.add(*factor.seed(rank), norms=rank < head)
-            if traces is not None and rank < head:
+            norms = passes.add(*factor.seed(rank), norms=rank < leading)
+            if traces is not None and rank < leading:
                 traces.take(norms)
 
     while enough + _PROBES < columns:
@@ -617,15 +532,13 @@ def _skip_classes(
         upper = known.quadratic + probe_factor(look) * skipped
         excess = _excess(upper, known.quadratic, tol)
         if excess <= 1:
-            _rest_of_trace(passes, factor, traces, done)
+            _rest_of_trace(passes, traces, done)
             return replace(known, quadratic=known.quadratic + skipped, upper=upper, passes=passes.taken)
         look += 1
         # The skipped part falls about as the mass of the classes: go on to a rank that is small enough.
         enough = max(done + 1, int((share > share[done] / excess).sum()))
-    if not done:
-        return _all_classes(passes, factor, traces)
     take(columns)
-    _rest_of_trace(passes, factor, traces, columns)
+    _rest_of_trace(passes, traces, columns)
     return passes.forms()
 
 
