@@ -173,9 +173,13 @@ def test_scores_are_log_probabilities_at_one_and_at_all_temperatures():
     assert log_scores(logits, 1.0, likelihood)[0] == pytest.approx(np.log(0.999 * 0.65 + 0.001 / 2))
     rng = np.random.default_rng(0)
     logits, likelihood = 40 * rng.normal(size=(50, 4)), rng.random((50, 4))
-    units = rng.integers(1, 4, 50).astype(float)
-    each = [float(log_scores(logits, t, likelihood, units).mean()) for t in TEMPERATURES]
-    np.testing.assert_allclose(mean_scores(logits, likelihood, units), each, rtol=1e-12)
+    several = [likelihood, rng.random((50, 4))]
+    for units, rtol in ((rng.integers(1, 4, 50).astype(float), 1e-12), (np.ones(50), 1e-5)):
+        each = [[log_scores(logits, t, one, units).mean() for t in TEMPERATURES] for one in several]
+        np.testing.assert_allclose(mean_scores(logits, several, units), each, rtol=rtol)
+    votes = np.full((1, 4), 1e-60)  # of many labels: less than single precision holds
+    scores = mean_scores(logits[:1], [votes], np.array([120.0]))
+    np.testing.assert_allclose(scores, np.log(0.999 * 1e-60 + 0.001 * 4.0**-120), rtol=1e-9)
 
 
 @pytest.mark.parametrize(("noise", "least"), [("pair:0.4", 0.9), ("symmetric:0.4", 0.9), ("none", 0.99)])

@@ -275,7 +275,7 @@ class Trace(Quantity):
         own = float((errors / traces.clamp(min=1e-300)).median())
         means = errors.square().sum(0).sqrt() / traces.sum(0).clamp(min=1e-300)
         return [
-            "traces in closed form are estimates, by random probes of all but the most probable classes: the "
+            "traces in closed form are estimates, by a few directions of the logits and random probes: the "
             f"standard error of one is {own:.1%} (median), and of a layer's mean over the examples "
             f"{float(means.median()):.1%}; their maximum over examples is too high by that"
         ]

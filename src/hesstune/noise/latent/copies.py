@@ -147,7 +147,7 @@ def _nearest(x: torch.Tensor, kept: int) -> tuple[NDArray[np.float64], Rows]:
         gap[torch.arange(len(some)), torch.arange(at, at + len(some))] = torch.inf
         near = gap.topk(kept, largest=False)[1]
         # Differences of single rows: the squares above cancel for nearly equal rows.
-        exact = (some[:, None] - x[near]).double().norm(dim=2)
+        exact = torch.linalg.vector_norm(some[:, None] - x[near], dim=2, dtype=torch.float64)
         order = exact.argsort(dim=1)
         distances.append(exact.gather(1, order))
         rows.append(near.gather(1, order))

@@ -83,8 +83,8 @@ class Discriminant:
             labels: Of the examples.
             likelihood: P(given | class), (N, K).
         """
-        scores = mean_scores(self.logits, likelihood, labels.given.sum(axis=1), TEMPERATURES)
-        best = TEMPERATURES[int(np.argmax(scores))]
+        scores = mean_scores(self.logits, [likelihood], labels.given.sum(axis=1), TEMPERATURES)
+        best = TEMPERATURES[int(scores.argmax())]
         return Discriminant(Linear(best * self.linear.weight, best * self.linear.bias), best * self.logits)
 
 

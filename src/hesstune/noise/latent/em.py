@@ -217,7 +217,7 @@ def _fit_em(
         linear = probes.fit(posterior, STEPS if at else FIRST_STEPS, go_on=at > 0)
         logits = probes.held_out_logits()
         likelihood = channel.likelihood(given)
-        temperature = max(zip(mean_scores(logits, likelihood, units), TEMPERATURES, strict=True))[1]
+        temperature = TEMPERATURES[int(mean_scores(logits, [likelihood], units).argmax())]
         probabilities = softmax(temperature * logits, axis=1)
         posterior = labels.known(_normalised(probabilities * likelihood))
         following = channel.refitted(given, posterior, labels.weight)
@@ -245,14 +245,11 @@ def _assumed_correct(logits: NDArray[np.float64], labels: Observed, probe: Linea
     Without a channel the likelihood would penalise a plain probe for its calibration under noise.
     """
     k, given = labels.k, labels.given
-    best, channel, temperature = -np.inf, LabelChannel.start(k, "none"), 1.0
-    for rate in RATES:
-        if rate < 1 - 1 / k:
-            tried = LabelChannel.symmetric(k, rate, "none")
-            scores = mean_scores(logits, tried.likelihood(given), given.sum(axis=1))
-            if max(scores) > best:
-                best, channel = max(scores), tried
-                temperature = TEMPERATURES[scores.index(best)]
+    channels = [LabelChannel.symmetric(k, rate, "none") for rate in RATES if rate < 1 - 1 / k]
+    likelihoods = [one.likelihood(given) for one in channels]
+    scores = mean_scores(logits, likelihoods, given.sum(axis=1))
+    best, at = np.unravel_index(int(scores.argmax()), scores.shape)
+    channel, temperature = channels[best], TEMPERATURES[at]
     probabilities = softmax(temperature * logits, axis=1)
     posterior = labels.known(_normalised(probabilities * channel.likelihood(given)))
     targets = labels.known(_normalised(given))
@@ -265,19 +262,26 @@ def _normalised(joint: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def mean_scores(
     logits: NDArray[np.float64],
-    likelihood: NDArray[np.float64],
+    likelihoods: Sequence[NDArray[np.float64]],
     units: NDArray[np.float64],
     temperatures: Sequence[float] = TEMPERATURES,
-) -> list[float]:
-    """Return the mean of `log_scores` at each temperature; classes first, sums over them are quick."""
-    across, given = np.ascontiguousarray(logits.T), np.ascontiguousarray(likelihood.T)
+) -> NDArray[np.float64]:
+    """Return the mean of `log_scores` for each likelihood, (N, K), at each temperature, (R, temperatures).
+
+    Classes come first: sums over them are quick. With one label each, single precision is enough.
+    """
+    kind = np.dtype("float32" if units.max(initial=0.0) <= 1 else "float64")
+    across: NDArray[np.floating] = np.ascontiguousarray(logits.T, dtype=kind)
+    given: list[NDArray[np.floating]] = [np.ascontiguousarray(one.T, dtype=kind) for one in likelihoods]
     across -= across.max(axis=0)
     uniform = FLOOR * np.power(float(len(across)), -units)
-    found = []
-    for temperature in temperatures:
-        p = np.exp(temperature * across)
-        share = np.einsum("kn,kn->n", p, given) / p.sum(axis=0)
-        found.append(float(np.log((1 - FLOOR) * share + uniform).mean()))
+    found = np.empty((len(given), len(temperatures)))
+    for at, temperature in enumerate(temperatures):
+        p = np.exp(across * kind.type(temperature))
+        whole = p.sum(axis=0)
+        for row, one in enumerate(given):
+            share = (np.einsum("kn,kn->n", p, one) / whole).astype(np.float64)
+            found[row, at] = np.log((1 - FLOOR) * share + uniform).mean()
     return found
 
 
